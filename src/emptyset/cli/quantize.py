@@ -1,0 +1,142 @@
+"""`emptyset quantize TEACHER`: the whole job."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emptyset.cli.options import (
+    ClassesOption,
+    CountOption,
+    DeviceOption,
+    InputOption,
+    JsonOption,
+    MeanOption,
+    ModelArgsOption,
+    ModelOption,
+    OverwriteOption,
+    PickleOption,
+    QuietOption,
+    SeedOption,
+    SetOption,
+    StdOption,
+    TeacherName,
+    VerboseOption,
+    WeightsOption,
+    teacher_section,
+)
+
+
+def quantize(
+    teacher: TeacherName,
+    bits: Annotated[
+        str | None, typer.Option("--bits", help="Weights and activations: w8a8, w4a8, w4a4 ...")
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option("--plan", help="integer (default), edges_8bit, every_layer.")
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images", metavar="METHOD|DIR|FILE", help="How images are made, or real ones."
+        ),
+    ] = None,
+    count: CountOption = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", metavar="NAME|FILE", help="What to start from.")
+    ] = None,
+    settings: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    model: ModelOption = None,
+    model_args: ModelArgsOption = None,
+    input_size: InputOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    weights: WeightsOption = None,
+    classes: ClassesOption = None,
+    allow_pickle: PickleOption = False,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option("--min-agreement", metavar="P", help="Fail below this agreement, 0..1."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Run folder; runs/TEACHER-BITS by default."),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Quantize a trained network: images, student, file, proof and report."""
+    from emptyset.job import recipe_for
+    from emptyset.recipe import Recipe, find_recipe
+
+    section = teacher_section(teacher, model, model_args, input_size, mean, std, weights, classes)
+    whole = recipe_for(
+        section,
+        base=Recipe.load(find_recipe(recipe)) if recipe else None,
+        bits=bits,
+        plan=plan,
+        images=images,
+        count=count,
+        seed=seed,
+        device=device,
+        min_agreement=min_agreement,
+        settings=settings or [],
+    )
+    work(
+        whole,
+        out or Path("runs") / folder_name(teacher, whole.plan.bits),
+        overwrite=overwrite,
+        allow_pickle=allow_pickle,
+        as_json=as_json,
+        quiet=quiet,
+        verbose=verbose,
+    )
+
+
+def folder_name(teacher: str, bits: str) -> str:
+    """``timm:resnet18.a1_in1k`` at ``w8a8`` as ``resnet18.a1_in1k-w8a8``."""
+    stem = teacher.partition(":")[2]
+    stem = Path(stem).stem if teacher.startswith("file:") else stem
+    readable = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-.")
+    return f"{readable or 'network'}-{bits}"
+
+
+def work(
+    recipe: Any,
+    out: Path,
+    *,
+    overwrite: bool,
+    allow_pickle: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Run a recipe, show progress, and print the result."""
+    from emptyset.cli.output import say, show_json, show_result
+    from emptyset.cli.progress import shown_progress
+    from emptyset.job import run
+
+    with shown_progress(quiet=quiet) as monitor:
+        result = run(
+            recipe,
+            out,
+            overwrite=overwrite,
+            allow_pickle=allow_pickle,
+            monitor=monitor,
+            command=shlex.join(["emptyset", *sys.argv[1:]]),
+        )
+    if not result.done and not quiet:
+        say(f"Nothing to do: {out} is up to date.")
+    elif verbose:
+        say(f"Stages run now: {', '.join(result.done)}.")
+    if as_json:
+        told = {"folder": str(out), "report": str(result.report), "done": list(result.done)}
+        show_json(told | {"metrics": result.metrics})
+    else:
+        show_result(result.metrics, str(out), str(result.report))

@@ -1,0 +1,90 @@
+"""`emptyset synthesize TEACHER --out DIR`: only the images."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emptyset.cli.options import (
+    ClassesOption,
+    DeviceOption,
+    InputOption,
+    JsonOption,
+    MeanOption,
+    ModelArgsOption,
+    ModelOption,
+    OverwriteOption,
+    PickleOption,
+    QuietOption,
+    SeedOption,
+    SetOption,
+    StdOption,
+    TeacherName,
+    WeightsOption,
+    settings_of,
+    teacher_section,
+)
+
+
+def synthesize(
+    teacher: TeacherName,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the images go.")],
+    method: Annotated[str, typer.Option("--method", help="See `emptyset methods`.")] = "zeroq",
+    count: Annotated[int, typer.Option("--count", metavar="N", help="Number of images.")] = 1024,
+    settings: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    model: ModelOption = None,
+    model_args: ModelArgsOption = None,
+    input_size: InputOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    weights: WeightsOption = None,
+    classes: ClassesOption = None,
+    allow_pickle: PickleOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make images from a trained network. Killed, the same command goes on."""
+    from emptyset import pipeline
+    from emptyset.cli.image_folder import already_there, leaving_nothing_empty, show_images
+    from emptyset.cli.output import say
+    from emptyset.cli.progress import shown_progress
+    from emptyset.disk import disk_errors
+    from emptyset.job.from_recipe import load_from
+    from emptyset.kept_states import KeepingMonitor
+    from emptyset.recipe import Recipe, hash_of
+
+    section = teacher_section(teacher, model, model_args, input_size, mean, std, weights, classes)
+    made_by = {"method": method, "count": count} | settings_of(settings)
+    recipe = Recipe.parse(
+        {"teacher": section, "synthesize": made_by, "seed": seed or 0, "device": device or "auto"}
+    )
+    if already_there(out, overwrite=overwrite):
+        say(f"{out} holds images already; --overwrite replaces them.")
+        raise typer.Exit(5)
+    loaded = load_from(recipe, allow_pickle=allow_pickle)
+    inputs = [recipe.hash(), loaded.weights_hash]
+    partial = out / ".partial" / hash_of(inputs)[:12]
+    with (
+        leaving_nothing_empty(partial, out),
+        disk_errors(out),
+        shown_progress(quiet=quiet) as monitor,
+    ):
+        partial.mkdir(parents=True, exist_ok=True)
+        keeping = KeepingMonitor(monitor, partial, lambda _: None)
+        chosen = recipe.synthesize
+        assert chosen is not None
+        images = pipeline.synthesize(
+            loaded,
+            chosen.method,
+            chosen.count,
+            seed=recipe.seed,
+            monitor=keeping,
+            **chosen.settings(),
+        )
+        images.save(out)
+        shutil.rmtree(out / ".partial")
+    show_images(images, out, as_json=as_json)

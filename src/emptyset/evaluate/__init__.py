@@ -1,0 +1,1 @@
+"""What was lost: accuracy on labelled images, agreement with the teacher on any."""

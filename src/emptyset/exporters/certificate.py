@@ -1,0 +1,220 @@
+"""Proof that the file computes what was simulated, constant by constant and code by code.
+
+First every constant of the file is compared exactly with the simulation's. Then images run through
+the shipped file's kernels with all integer codes exposed, and through the simulation in double
+precision: at every quantizer the two codes are compared, and the simulation goes on with the
+runtime's. A difference of one code where the exact value lies within 1e-3 of a rounding boundary
+is a tie; anything else is a fault, and so are too many ties.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from emptyset.errors import CertificateError, ImagesError
+from emptyset.exporters.code_comparison import CodeComparison, NodeRecord
+from emptyset.exporters.constants_check import compare_constants
+from emptyset.exporters.kernels import instruction_set, saturates, session
+from emptyset.exporters.simulation import Simulation, is_quantize, simulate
+from emptyset.graph.student import Student
+from emptyset.images.image_set import Batch
+from emptyset.monitor import SILENT, Monitor
+
+PIXELS_PER_BATCH = 64 * 32 * 32
+PIXELS_IN_ALL = 256 * 32 * 32
+
+
+class Images(Protocol):
+    """Anything that gives images in batches."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All of them, in order."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared, and whether it holds.
+
+    Attributes:
+        holds: Whether the file computes what was simulated.
+        fault: The first thing that differs: node, operator and worst value; None where it holds.
+        images: Number of images compared.
+        image_source: Where they came from.
+        constants: Number of tensors compared exactly.
+        nodes: One record per quantizer.
+        values: Codes compared.
+        ties: Codes that differ by one at a rounding boundary.
+        prediction_agreement: Share of images on which file and simulation predict the same class.
+        batch_sizes: Batch sizes at which the file was run.
+        same_kernels: Whether exposing the codes left the integer kernels as they are.
+        environment: Opset, runtime version, instruction set.
+    """
+
+    holds: bool
+    fault: str | None
+    images: int
+    image_source: str
+    constants: int
+    nodes: list[NodeRecord] = field(repr=False)
+    values: int
+    ties: int
+    prediction_agreement: float
+    batch_sizes: list[int]
+    same_kernels: bool
+    environment: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON data, as `certificate.json` holds it."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """One line for a table."""
+        if not self.holds:
+            return f"FAILED: {self.fault}"
+        return (
+            f"holds: {len(self.nodes)} tensors, {self.values:,} codes of {self.images} images, "
+            f"{self.ties} rounding ties, no other difference; {self.constants} constants equal"
+        )
+
+    def require(self) -> "Certificate":
+        """This certificate, if it holds.
+
+        Raises:
+            CertificateError: If it does not.
+        """
+        if not self.holds:
+            raise CertificateError(
+                f"The file does not compute what was simulated: {self.fault}. Do not ship it. "
+                "docs/troubleshooting.md ('The certificate fails') lists causes."
+            )
+        return self
+
+
+def certify(
+    path: Path | str,
+    student: Student,
+    images: Images,
+    *,
+    limit: int | None = None,
+    simulation: Simulation | None = None,
+    image_source: str = "given",
+    monitor: Monitor = SILENT,
+) -> Certificate:
+    """Compare a file with the student it was exported from.
+
+    Args:
+        path: The ONNX file.
+        student: The student, calibrated, as at export.
+        images: Normalised images, at least 2.
+        limit: How many to use; None: as many as give 256 images of 32x32 pixels, at least 8.
+        simulation: Reuse the one that `export` gave; None: it is made anew.
+        image_source: Where the images came from, for the record.
+        monitor: Hears of progress.
+
+    Raises:
+        ImagesError: With fewer than 2 images.
+    """
+    path = Path(path)
+    simulation = simulation or simulate(student)
+    used = _limit(images, limit)
+    batch = max(2, PIXELS_PER_BATCH // _pixels(student))
+    constants, fault = compare_constants(path, simulation)
+    shipped = session(path)
+    exposed, same_kernels = _exposed(path, simulation)
+    comparison = CodeComparison(simulation)
+    agree, done, sizes = 0, 0, {2}
+    logits_fault = None
+    for piece in images.batches(batch):
+        if done >= used:
+            break
+        chunk = piece.images[: used - done]
+        if len(chunk) < 2 and done:
+            break
+        outputs = exposed.run(None, {exposed.get_inputs()[0].name: chunk.numpy()})
+        names = [o.name for o in exposed.get_outputs()]
+        values = dict(zip(names, outputs, strict=True))
+        logits = shipped.run(None, {shipped.get_inputs()[0].name: chunk.numpy()})[0]
+        if not np.array_equal(logits, values[names[0]]):
+            logits_fault = "exposing the codes changes the logits"
+        comparison.compare(chunk, values)
+        agree += int((simulation(chunk).argmax(1).numpy() == logits.argmax(1)).sum())
+        sizes.add(len(chunk))
+        done += len(chunk)
+        monitor.advance("certificate", done, used)
+    fault = fault or comparison.fault() or _batch_fault(shipped, images) or logits_fault
+    if fault is None and not same_kernels:
+        fault = "exposing the codes changes which integer kernels run"
+    nodes = comparison.records()
+    return Certificate(
+        fault is None, fault, done, image_source, constants, nodes,
+        sum(n.values for n in nodes), sum(n.ties for n in nodes), agree / max(done, 1),
+        sorted(sizes), same_kernels, _environment(path),
+    )  # fmt: skip
+
+
+def _limit(images: Images, limit: int | None) -> int:
+    if len(images) < 2:
+        raise ImagesError(f"The certificate needs at least 2 images. Got {len(images)}.")
+    if limit is None:
+        first = next(iter(images.batches(1))).images
+        limit = max(8, PIXELS_IN_ALL // (first.shape[-1] * first.shape[-2]))
+    return min(limit, len(images))
+
+
+def _pixels(student: Student) -> int:
+    _, height, width = student.teacher.input.shape
+    return height * width
+
+
+def _exposed(path: Path, simulation: Simulation) -> tuple[Any, bool]:
+    """A session that also gives every tensor of codes, and whether its kernels are the same."""
+    import onnx
+    from onnx import helper
+
+    from emptyset.exporters.kernels import INTEGER, kernels_of
+
+    model = onnx.load(path)
+    known = {name for node in model.graph.node for name in node.output}
+    for node in simulation.program.graph.nodes:
+        if is_quantize(node) and node.name in known:
+            model.graph.output.append(helper.make_empty_tensor_value_info(node.name))
+    serialized = model.SerializeToString()
+    before, after = kernels_of(path).counts, kernels_of(serialized).counts
+    same = all(before.get(kind, 0) == after.get(kind, 0) for kind in INTEGER)
+    return session(serialized), same
+
+
+def _batch_fault(shipped: Any, images: Images) -> str | None:
+    """The file must take another batch size and give the same logits image by image."""
+    pair = next(iter(images.batches(2))).images
+    name = shipped.get_inputs()[0].name
+    try:
+        together = shipped.run(None, {name: pair.numpy()})[0]
+        single = shipped.run(None, {name: pair[:1].numpy()})[0]
+    except Exception as error:  # noqa: BLE001 - the runtime raises kinds of its own
+        return f"the file does not take batches of 1 and 2: {error}"
+    scale = float(np.abs(together).max()) or 1.0
+    if not np.allclose(single[0], together[0], atol=1e-4 * scale):
+        return "the logits of one image depend on the batch it is in"
+    return None
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    import onnx
+    import onnxruntime
+
+    return {
+        "opset": max(o.version for o in onnx.load(path, load_external_data=False).opset_import),
+        "onnxruntime": onnxruntime.__version__,
+        "torch": torch.__version__,
+        "instruction_set": instruction_set(),
+        "x64quantprecision": saturates(),
+    }
+

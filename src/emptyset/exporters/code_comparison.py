@@ -1,0 +1,145 @@
+"""Runs the simulation in double precision and compares its codes with the runtime's, node by node."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from emptyset.exporters.simulation import Simulation, is_dequantize, is_quantize
+from emptyset.graph.operators import name_of
+
+TIE = 1e-3
+TIES_ALLOWED = 1e-3
+SMALL_NODE = 30_000
+TIES_IN_SMALL_NODE = 3
+
+
+@dataclass
+class NodeRecord:
+    """What was seen at one quantizer.
+
+    Attributes:
+        name: The file's value name.
+        operator: What computes the tensor.
+        values: Codes compared.
+        ties: Codes that differ by one where the exact value is within 1e-3 of a boundary.
+        faults: Other differences.
+        worst: Largest difference [codes].
+        missing: The file gives no such value.
+    """
+
+    name: str
+    operator: str
+    values: int = 0
+    ties: int = 0
+    faults: int = 0
+    worst: int = 0
+    missing: bool = False
+
+    def fault(self) -> str | None:
+        """What is wrong here, or None."""
+        if self.missing:
+            return f"{self.name} ({self.operator}): the file has no such value"
+        if self.faults:
+            return (
+                f"{self.name} ({self.operator}): {self.faults} of {self.values} codes differ by up "
+                f"to {self.worst} and are no rounding ties"
+            )
+        allowed = TIES_IN_SMALL_NODE if self.values < SMALL_NODE else TIES_ALLOWED * self.values
+        if self.ties > allowed:
+            return f"{self.name} ({self.operator}): {self.ties} of {self.values} codes are ties"
+        return None
+
+
+class CodeComparison:
+    """Feeds every node with the runtime's codes and counts how its own differ."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._program = simulation.program
+        self._records: dict[str, NodeRecord] = {}
+
+    def compare(self, images: Tensor, runtime: dict[str, Any]) -> None:
+        """Compare one batch; ``runtime`` holds the file's codes by value name."""
+        with torch.no_grad():
+            _Run(self._program, runtime, self._records).run(images.double())
+
+    def records(self) -> list[NodeRecord]:
+        """One record per quantizer, in order of execution."""
+        return list(self._records.values())
+
+    def fault(self) -> str | None:
+        """The first node with a fault, described, or None."""
+        return next((text for r in self._records.values() if (text := r.fault())), None)
+
+
+class _Run(fx.Interpreter):
+    """The simulation on the runtime's codes, everything real in double precision."""
+
+    def __init__(
+        self, program: fx.GraphModule, runtime: dict[str, Any], records: dict[str, NodeRecord]
+    ) -> None:
+        super().__init__(program)
+        self._runtime, self._records = runtime, records
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.detach().double()
+        return value
+
+    def run_node(self, node: fx.Node) -> Any:
+        if is_quantize(node):
+            return self._quantize(node)
+        if is_dequantize(node):
+            return self._dequantize(node)
+        return super().run_node(node)
+
+    def _quantize(self, node: fx.Node) -> Tensor:
+        x = self._value(node.args[0])
+        scale, zero_point, low, high = (self._value(a) for a in node.args[1:5])
+        exact = x / scale + zero_point
+        own = exact.round().clamp(low, high).to(torch.int64)
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        kind = name_of(source) or source.op
+        record = self._records.setdefault(node.name, NodeRecord(node.name, kind))
+        theirs = self._runtime.get(node.name)
+        if theirs is None or tuple(theirs.shape) != tuple(own.shape):
+            # A constant that the exporter folded has no node; its values were compared before.
+            record.missing = theirs is not None or not _constant(source)
+            return own
+        codes = torch.from_numpy(np.ascontiguousarray(theirs)).to(torch.int64)
+        gap = (codes - own).abs()
+        boundary = (exact - exact.floor() - 0.5).abs() < TIE
+        tie = (gap == 1) & boundary
+        record.values += codes.numel()
+        record.ties += int(tie.sum())
+        record.faults += int(((gap > 0) & ~tie).sum())
+        record.worst = max(record.worst, int(gap.max()))
+        return codes
+
+    def _dequantize(self, node: fx.Node) -> Tensor:
+        codes, scale, zero_point = (self._value(a) for a in node.args[:3])
+        if "per_channel" in str(node.target):
+            shape = [1] * codes.dim()
+            shape[int(node.args[3])] = -1  # type: ignore[call-overload]
+            scale, zero_point = scale.view(shape), zero_point.view(shape)
+        return (codes.double() - zero_point) * scale
+
+    def _value(self, argument: Any) -> Any:
+        value = self.env[argument] if isinstance(argument, fx.Node) else argument
+        return value if not isinstance(value, float) else _as_float32(value)
+
+
+def _as_float32(value: float) -> float:
+    """Scales are float32 in the file; a Python float in the graph stands for one."""
+    return float(np.float32(value))
+
+
+def _constant(node: fx.Node) -> bool:
+    return node.op == "get_attr" or (
+        node.op == "call_function" and all(_constant(a) for a in node.all_input_nodes)
+    )
+

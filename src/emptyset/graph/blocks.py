@@ -1,0 +1,307 @@
+"""Blocks of a student, found by cut points and not by class names.
+
+A cut point is a node that all data flows through as one tensor. A block is the stretch between two
+cut points that holds at least one weight; neighbours that belong to one module (``blocks.3.1``) are
+merged. Residual, inverted-residual and transformer blocks all fall out of the same rule. The blocks
+of a student share its parameters and quantizers; run one after the other they compute what the
+student computes.
+"""
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from emptyset.errors import CaptureError
+from emptyset.graph.operators import is_clip, is_weighted, layer_path, parameter_of
+from emptyset.graph.student import Student
+from emptyset.quantizers.affine import AffineFakeQuantizer
+
+LARGEST_BLOCK = 12
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of the student from one tensor to one tensor.
+
+    Attributes:
+        name: Module path of the unit, or of its layers.
+        module: Graph module of one input; parameters and quantizers are the student's own.
+        layers: Paths of the convolutions and linears inside, in order.
+        quantizers: Names of the quantizers that belong to it; one that two blocks read belongs to
+            the earlier.
+        parts: Empty, or, where the stretch has no cut point within more than 12 layers, the single
+            layers to work on one by one (each from the layer's input to its own quantized output).
+    """
+
+    name: str
+    module: fx.GraphModule
+    layers: tuple[str, ...]
+    quantizers: tuple[str, ...]
+    parts: tuple["Block", ...] = field(default=())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Output of the block for its input."""
+        out: Tensor = self.module(x)
+        return out
+
+
+def find_blocks(student: Student, *, largest: int = LARGEST_BLOCK) -> list[Block]:
+    """The chain of blocks of a student, in order.
+
+    Args:
+        student: A prepared student.
+        largest: Layers in a stretch without a cut point above which it falls back to single layers.
+
+    Raises:
+        CaptureError: If a block's shapes cannot be computed from its own input.
+    """
+    flow = _Flow(student.program)
+    pieces = _merge(flow, _pieces(flow))
+    claimed: set[str] = set()
+    blocks = []
+    for first, last in pieces:
+        inputs = flow.order[first - 1] if first else flow.placeholder
+        module, names = flow.extract(inputs, flow.order[last])
+        layers = tuple(layer_path(n) for n in flow.order[first : last + 1] if is_weighted(n))
+        owned = tuple(n for n in names if n not in claimed)
+        claimed |= set(owned)
+        parts: tuple[Block, ...] = ()
+        if len(layers) > largest:
+            parts = tuple(_layer_blocks(flow, first, last))
+        blocks.append(Block(_name(layers), module, layers, owned, parts))
+    return blocks
+
+
+def _pieces(flow: "_Flow") -> list[tuple[int, int]]:
+    """Stretches between cut points, each with at least one weight; positions, both inclusive."""
+    cuts, pieces, first = flow.cuts(), [], 0
+    holds = False
+    for position in range(len(flow.order)):
+        holds = holds or is_weighted(flow.order[position])
+        last = position == len(flow.order) - 1
+        if not last and not (holds and position in cuts):
+            continue
+        # Follow the cut on to the end of what belongs to it: clip and quantizer.
+        if not last and position + 1 in cuts and not _starts_layer(flow, position + 1):
+            continue
+        if holds:
+            pieces.append((first, position))
+        elif pieces:
+            pieces[-1] = (pieces[-1][0], position)
+        first, holds = position + 1, False
+    return pieces
+
+
+def _starts_layer(flow: "_Flow", position: int) -> bool:
+    """Whether a weight comes before the next operator that more than moves on to a quantizer."""
+    node = flow.order[position]
+    return is_weighted(node) or flow.in_series(node)
+
+
+def _merge(flow: "_Flow", pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join neighbours whose layers belong to one numbered module."""
+    merged: list[tuple[int, int]] = []
+    for piece in pieces:
+        unit = _unit(flow, piece)
+        if merged and unit is not None and unit == _unit(flow, merged[-1]):
+            merged[-1] = (merged[-1][0], piece[1])
+        else:
+            merged.append(piece)
+    return merged
+
+
+def _unit(flow: "_Flow", piece: tuple[int, int]) -> str | None:
+    """Path up to the last numbered module above every layer of the piece, or None."""
+    paths = [layer_path(n) for n in flow.order[piece[0] : piece[1] + 1] if is_weighted(n)]
+    units = {_numbered(path) for path in paths}
+    return units.pop() if len(units) == 1 else None
+
+
+def _numbered(path: str) -> str | None:
+    parts = path.split(".")[:-1]
+    while parts and not parts[-1].isdigit():
+        parts.pop()
+    return ".".join(parts) or None
+
+
+def _name(layers: tuple[str, ...]) -> str:
+    units = {_numbered(path) for path in layers}
+    unit = units.pop() if len(units) == 1 else None
+    if unit is not None:
+        return unit
+    return layers[0] if len(layers) == 1 else f"{layers[0]} .. {layers[-1]}"
+
+
+def _layer_blocks(flow: "_Flow", first: int, last: int) -> list[Block]:
+    """Each layer of a stretch by itself: from its input to its quantized output."""
+    found = []
+    claimed: set[str] = set()
+    for node in flow.order[first : last + 1]:
+        if not is_weighted(node):
+            continue
+        source, end = node.args[0], node
+        while isinstance(source, fx.Node) and source.op == "call_module":
+            source = source.args[0]
+        while len(end.users) == 1 and _belongs(next(iter(end.users))):
+            end = next(iter(end.users))
+        assert isinstance(source, fx.Node)
+        module, names = flow.extract(source, end)
+        owned = tuple(n for n in names if n not in claimed)
+        claimed |= set(owned)
+        path = layer_path(node)
+        found.append(Block(path, module, (path,), owned))
+    return found
+
+
+def _belongs(node: fx.Node) -> bool:
+    return node.op == "call_module" or is_clip(node)
+
+
+class _Flow:
+    """The nodes that data flows through, in order; what depends on parameters alone is left out."""
+
+    def __init__(self, program: fx.GraphModule) -> None:
+        self.program = program
+        self.placeholder = next(n for n in program.graph.nodes if n.op == "placeholder")
+        self.quantizer_names = {
+            target: module.name
+            for target, module in program.named_modules(remove_duplicate=False)
+            if isinstance(module, AffineFakeQuantizer)
+        }
+        data = {self.placeholder}
+        self.order: list[fx.Node] = []
+        for node in program.graph.nodes:
+            reads = any(source in data for source in node.all_input_nodes)
+            if node.op in ("call_function", "call_module") and reads and not _is_size(node):
+                data.add(node)
+                self.order.append(node)
+        self.data = data
+
+    def in_series(self, node: fx.Node) -> bool:
+        """Whether the node requantizes to fewer bits what another quantizer gave."""
+        if node.op != "call_module":
+            return False
+        source = node.args[0]
+        return isinstance(source, fx.Node) and source.op == "call_module"
+
+    def cuts(self) -> set[int]:
+        """Positions after which exactly one tensor is still read: the one just computed."""
+        position = {node: i for i, node in enumerate(self.order)}
+        last_read = {
+            node: max((position.get(u, len(self.order)) for u in node.users if not _is_size(u)), default=i)
+            for node, i in position.items()
+        }
+        reach, found = -1, set()
+        entry = max((position[u] for u in self.placeholder.users if u in position), default=-1)
+        for i, node in enumerate(self.order):
+            reach = max(reach, entry)
+            if reach <= i and last_read[node] > i:
+                found.add(i)
+            reach = max(reach, last_read[node])
+        return found
+
+    def extract(self, source: fx.Node, end: fx.Node) -> tuple[fx.GraphModule, list[str]]:
+        """A graph module from ``source`` to ``end``, and the names of the quantizers inside."""
+        graph = fx.Graph()
+        start = graph.placeholder("x")
+        start.meta = dict(source.meta)
+        copied: dict[fx.Node, fx.Node] = {source: start}
+        sizes = _Sizes(graph, source, start)
+        names: list[str] = []
+
+        def copy(node: fx.Node) -> Any:
+            if node in copied:
+                return copied[node]
+            if _is_size(node):
+                copied[node] = sizes.value(node)
+                return copied[node]
+            if node.op == "placeholder":
+                raise CaptureError(f"block ending at {end.name}: the image is read in two blocks.")
+            for needed in node.all_input_nodes:
+                copy(needed)
+            copied[node] = graph.node_copy(node, lambda n: copied[n])
+            if node.op == "call_module" and str(node.target) in self.quantizer_names:
+                name = self.quantizer_names[str(node.target)]
+                names.extend([name] if name not in names else [])
+            return copied[node]
+
+        for node in self._needed(source, end):
+            copy(node)
+        graph.output(copied[end])
+        return fx.GraphModule(self.program, graph), names
+
+    def _needed(self, source: fx.Node, end: fx.Node) -> list[fx.Node]:
+        """Data nodes between ``source`` and ``end``, in order of execution."""
+        needed, waiting = set(), [end]
+        while waiting:
+            node = waiting.pop()
+            if node in needed or node is source or node not in self.data:
+                continue
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+        return [node for node in self.order if node in needed]
+
+
+class _Sizes:
+    """Shape integers of a block, computed from the block's own input."""
+
+    def __init__(self, graph: fx.Graph, source: fx.Node, start: fx.Node) -> None:
+        self._graph, self._start = graph, start
+        self._shape = _value(source).shape
+        self._known: dict[str, Any] = {}
+
+    def value(self, node: fx.Node) -> Any:
+        """A node or number for the integer that ``node`` stands for."""
+        wanted = node.meta["val"]
+        if isinstance(wanted, int):
+            return wanted
+        expression = str(wanted)
+        if expression not in self._known:
+            self._known[expression] = self._compute(wanted)
+        return self._known[expression]
+
+    def _compute(self, wanted: torch.SymInt) -> Any:
+        for axis, size in enumerate(self._shape):
+            if isinstance(size, int):
+                continue
+            ratio = wanted.node.expr / size.node.expr
+            if not ratio.is_number:
+                continue
+            node = self._graph.call_function(torch.ops.aten.sym_size.int, (self._start, axis))
+            numerator, denominator = int(ratio.p), int(ratio.q)
+            if denominator != 1:
+                node = self._graph.call_function(operator.floordiv, (node, denominator))
+            if numerator != 1:
+                node = self._graph.call_function(operator.mul, (node, numerator))
+            return node
+        raise CaptureError(f"The size {wanted} cannot be computed from a block's own input.")
+
+
+def _value(node: fx.Node) -> Any:
+    """Fake value of a node; a fake quantizer gives what it reads."""
+    while "val" not in node.meta and node.op == "call_module":
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        node = source
+    return node.meta["val"]
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether the node gives an integer of a shape."""
+    if node.op != "call_function":
+        return False
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
+
+
+def weight_names(block: Block) -> list[str]:
+    """Paths of the weights inside a block."""
+    found = []
+    for node in block.module.graph.nodes:
+        if is_weighted(node):
+            weight = parameter_of(node.args[1])
+            assert weight is not None
+            found.append(str(weight.target))
+    return found

@@ -1,0 +1,138 @@
+"""From a module to a graph of plain operators, with a dynamic batch.
+
+Capture is `torch.export`: no tracing of Python by us, no per-architecture code. The captured graph
+is then put into a form in which every value is one tensor and nothing is changed in place, which is
+what plans and blocks rely on.
+"""
+
+import copy
+import traceback
+import torch
+from torch import fx, nn
+
+from emptyset.errors import CaptureError
+from emptyset.graph.attention import open_attention
+from emptyset.graph.nodes import call, finish
+from emptyset.graph.operators import is_getitem, name_of
+from emptyset.quantizers.pt2e import quietly
+
+ATEN = torch.ops.aten
+
+
+def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+    """Graph of ``module`` in eval mode, for images of the example's size and any batch.
+
+    Args:
+        module: The network; it is copied, not changed.
+        example: ``(N, C, H, W)``, N >= 2, on the module's device.
+
+    Returns:
+        A graph module over aten operators that computes what the module computes.
+
+    Raises:
+        CaptureError: If `torch.export` refuses; the message holds its reason and the source line.
+    """
+    exported = _export(copy.deepcopy(module).eval(), example)
+    with quietly():
+        graph_module = exported.module(check_guards=False)
+    _make_functional(graph_module)
+    _single_outputs(graph_module)
+    _drop_identities(graph_module)
+    open_attention(graph_module)
+    finish(graph_module)
+    return graph_module
+
+
+def _export(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    first: Exception | None = None
+    for strict in (False, True):
+        try:
+            with torch.no_grad(), quietly():
+                return torch.export.export(module, (example,), dynamic_shapes=dynamic, strict=strict)
+        except Exception as error:  # noqa: BLE001 - torch raises many kinds here
+            first = first or error
+    assert first is not None
+    raise CaptureError(
+        f"torch.export cannot capture {type(module).__name__} with a dynamic batch.\n"
+        f"{_reason(first)}\n"
+        "Rewrite that line so that it does not depend on the values of tensors (use torch.where "
+        "or a fixed branch) and does not fix the batch size, or pass a wrapper module that calls "
+        "the part to quantize."
+    ) from first
+
+
+def _reason(error: Exception) -> str:
+    """torch's first sentence, and the user's line where it happened."""
+    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = text[0] if text else type(error).__name__
+    inside = [line for line in text if ".py" in line and "line" in line and "torch/" not in line]
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [f for f in frames if "/torch/" not in f.filename and "emptyset" not in f.filename]
+    where = ""
+    if inside:
+        where = f"\n  at {inside[-1]}"
+    elif users:
+        where = f'\n  at {users[-1].filename}, line {users[-1].lineno}: {users[-1].line}'
+    return f"  {type(error).__name__}: {reason}{where}"
+
+
+def _make_functional(graph_module: fx.GraphModule) -> None:
+    """Replace ``relu_(x)`` and its like by ``relu(x)``; later readers of x then read the result."""
+    graph = graph_module.graph
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        kind = name_of(node)
+        if not kind.endswith("_") or kind.startswith("_") or not node.args:
+            continue
+        functional = getattr(getattr(ATEN, kind[:-1], None), node.target._overloadname, None)
+        changed = node.args[0]
+        if functional is None or not isinstance(changed, fx.Node):
+            continue
+        node.target = functional
+        for user in list(changed.users):
+            if user is not node and order[user] > order[node]:
+                user.replace_input_with(changed, node)
+
+
+def _single_outputs(graph_module: fx.GraphModule) -> None:
+    """Replace ``unbind``, ``split`` and ``chunk`` followed by getitem by select and slice."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        source = node.args[0] if is_getitem(node) else None
+        if not isinstance(source, fx.Node):
+            continue
+        kind = name_of(source)
+        if kind not in {"unbind", "split", "split_with_sizes", "chunk", "tensor_split"}:
+            continue
+        tensor, index = source.args[0], node.args[1]
+        assert isinstance(tensor, fx.Node)
+        axis = _axis(source, kind)
+        if not isinstance(index, int):
+            continue
+        with graph.inserting_before(node):
+            if kind == "unbind":
+                new = call(graph, ATEN.select.int, (tensor, axis, index), node)
+            else:
+                sizes = [part.shape[axis] for part in source.meta["val"]]
+                if not all(isinstance(size, int) for size in sizes):
+                    continue
+                start = sum(sizes[:index])
+                stop = start + sizes[index]
+                new = call(graph, ATEN.slice.Tensor, (tensor, axis, start, stop), node)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def _axis(node: fx.Node, kind: str) -> int:
+    position = 1 if kind == "unbind" else 2
+    axis = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
+    return int(axis)  # type: ignore[call-overload, no-any-return]
+
+
+def _drop_identities(graph_module: fx.GraphModule) -> None:
+    """Dropout in eval mode, aliases and detaches hand their input on."""
+    for node in list(graph_module.graph.nodes):
+        if name_of(node) in {"dropout", "alias", "detach", "lift_fresh_copy", "feature_dropout"}:
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)

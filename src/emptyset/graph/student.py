@@ -1,0 +1,329 @@
+"""The student: the captured graph with fake quantizers placed by a plan."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx
+
+from emptyset.errors import RecipeError, TeacherError, UnknownNameError
+from emptyset.graph.batch_norm import fold, freeze
+from emptyset.graph.capture import capture
+from emptyset.graph.operators import (
+    argument,
+    attribute,
+    layer_path,
+    module_path,
+    name_of,
+    parameter_of,
+    weighted_layers,
+)
+from emptyset.graph.plans import LayerBits
+from emptyset.quantizers.affine import AffineFakeQuantizer
+from emptyset.quantizers.bias import BiasFakeQuantizer
+from emptyset.quantizers.bits import Bits
+from emptyset.quantizers.pt2e import prepare_pt2e, quietly
+from emptyset.registry import nearest, plans
+from emptyset.teachers.teacher import Teacher
+
+BATCH_NORM_CHOICES = ("fold", "frozen")
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One convolution or linear of the student.
+
+    Attributes:
+        name: Module path, for example ``layer1.0.conv1``.
+        operator: For example ``conv2d``.
+        weight_shape: Shape of the weight.
+        bits: What the plan gave it.
+        weight_quantizer: Name of the weight's quantizer.
+        input_quantizer: Name of the quantizer of its input, or None: the input is float.
+    """
+
+    name: str
+    operator: str
+    weight_shape: tuple[int, ...]
+    bits: LayerBits
+    weight_quantizer: str | None
+    input_quantizer: str | None
+
+
+@dataclass
+class Student:
+    """A prepared network: call it with images, get logits.
+
+    Attributes:
+        teacher: The network it was captured from; untouched.
+        program: Graph module with fake quantizers as submodules.
+        plan: Name of the plan.
+        bits: Widths the plan was asked for.
+        batch_norm: ``fold`` or ``frozen``.
+        integer_biases: Whether biases are rounded to int32 at export.
+        layer_bits: What the plan gave each layer, by module path.
+        float_inputs: Paths of layers whose input stays float, image and pooled features excepted
+            (a published result is only comparable where this is empty).
+        settings: Plan settings and overrides, for the record.
+    """
+
+    teacher: Teacher
+    program: fx.GraphModule
+    plan: str
+    bits: Bits
+    batch_norm: str
+    integer_biases: bool
+    layer_bits: dict[str, LayerBits]
+    float_inputs: list[str]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.quantizers = _named_quantizers(self.program)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``(N, K)`` logits of ``(N, C, H, W)`` images."""
+        logits: Tensor = self.program(images)
+        return logits
+
+    @contextlib.contextmanager
+    def float_mode(self) -> Iterator[None]:
+        """Inside, every quantizer is switched off: the student computes what the teacher does."""
+        with self.only_quantizers([]):
+            yield
+
+    @contextlib.contextmanager
+    def only_layer(self, name: str) -> Iterator[None]:
+        """Inside, only this layer's weight and input are quantized.
+
+        Raises:
+            UnknownNameError: If no layer has this path.
+        """
+        layers = {layer.name: layer for layer in self.layers()}
+        if name not in layers:
+            raise UnknownNameError(f"No layer is called '{name}'.{nearest(name, list(layers))}")
+        layer = layers[name]
+        names = [n for n in (layer.weight_quantizer, layer.input_quantizer) if n]
+        with self.only_quantizers(names):
+            yield
+
+    @contextlib.contextmanager
+    def only_quantizers(self, names: list[str]) -> Iterator[None]:
+        """Inside, only these quantizers are on."""
+        before = {name: quantizer.enabled for name, quantizer in self.quantizers.items()}
+        try:
+            for name, quantizer in self.quantizers.items():
+                quantizer.enabled = name in names
+            yield
+        finally:
+            for name, quantizer in self.quantizers.items():
+                quantizer.enabled = before[name]
+
+    def layers(self) -> list[QuantizedLayer]:
+        """Every convolution and linear, in order of execution."""
+        names = {id(q): name for name, q in self.quantizers.items()}
+        found = []
+        for node in weighted_layers(self.program):
+            path = layer_path(node)
+            quantizers = [_quantizer(self.program, a) for a in node.args[:2]]
+            found.append(
+                QuantizedLayer(
+                    path,
+                    name_of(node),
+                    tuple(attribute(self.program, f"{path}.weight").shape),
+                    self.layer_bits[path],
+                    names[id(quantizers[1])] if quantizers[1] is not None else None,
+                    names[id(quantizers[0])] if quantizers[0] is not None else None,
+                )
+            )
+        return found
+
+    def weight_of(self, layer: QuantizedLayer) -> Tensor:
+        """The layer's float weight."""
+        weight: Tensor = attribute(self.program, f"{layer.name}.weight")
+        return weight
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every parameter and buffer once (quantizers under their own names)."""
+        state = {
+            name: value
+            for name, value in self.program.state_dict().items()
+            if not name.startswith("activation_post_process_")
+        }
+        for name, quantizer in self.quantizers.items():
+            state |= {f"quantizer:{name}:{k}": v for k, v in quantizer.state_dict().items()}
+        return {name: value.detach().clone().contiguous() for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``state_dict`` gave.
+
+        Raises:
+            TeacherError: If the names differ: another network, plan or bit width.
+        """
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+            raise TeacherError(
+                f"This state is of another student: {len(missing)} tensors are missing (first: "
+                f"{missing[:2]}), {len(extra)} are not known here (first: {extra[:2]}). Load it "
+                "with the teacher, plan and bits that it was saved with."
+            )
+        for name, quantizer in self.quantizers.items():
+            prefix = f"quantizer:{name}:"
+            part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            quantizer.load_state_dict(part)
+        rest = {k: v for k, v in state.items() if not k.startswith("quantizer:")}
+        self.program.load_state_dict(rest, strict=False)
+
+    def save(self, path: Path) -> None:
+        """Write the state as safetensors, aside and renamed."""
+        aside = path.with_name(f".{path.name}.part")
+        save_file(self.state_dict(), aside)
+        aside.replace(path)
+
+    def load_state(self, path: Path) -> None:
+        """Read what ``save`` wrote.
+
+        Raises:
+            TeacherError: If the file is truncated or of another student.
+        """
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise TeacherError(f"{path}: not a readable student ({error}).") from error
+        self.load_state_dict(state)
+
+    def copy(self) -> "Student":
+        """An independent student with the same state."""
+        with quietly():
+            program = copy.deepcopy(self.program)
+        return Student(
+            self.teacher, program, self.plan, self.bits, self.batch_norm,
+            self.integer_biases, dict(self.layer_bits), list(self.float_inputs), self.settings,
+        )  # fmt: skip
+
+
+def prepare(
+    teacher: Teacher,
+    bits: str | Bits,
+    *,
+    plan: str = "integer",
+    batch_norm: str = "fold",
+    overrides: Mapping[str, str] | None = None,
+    plan_settings: Mapping[str, Any] | None = None,
+) -> Student:
+    """Capture the teacher and place the plan's fake quantizers; ranges are still unset.
+
+    Args:
+        teacher: The network; untouched.
+        bits: For example ``w4a8``.
+        plan: ``integer``, ``every_layer`` or ``edges_8bit``.
+        batch_norm: ``fold`` or ``frozen`` (not with plan `integer`).
+        overrides: Bits by pattern of module path, for example ``{"layer1.*": "w8a8"}``.
+        plan_settings: Settings of the plan.
+
+    Raises:
+        CaptureError: If the network cannot be captured.
+        RecipeError: If a setting is wrong (BitsError, UnknownNameError likewise).
+    """
+    bits = Bits.parse(bits)
+    entry = plans.get(plan)
+    if batch_norm not in BATCH_NORM_CHOICES:
+        raise RecipeError(
+            f"plan.batch_norm: expected one of {', '.join(BATCH_NORM_CHOICES)}. Got '{batch_norm}'."
+        )
+    if batch_norm == "frozen" and plan == "integer":
+        raise RecipeError(
+            "plan.batch_norm: plan 'integer' quantizes folded weights, as its file stores them. "
+            "Use batch_norm 'fold', or plan 'every_layer' or 'edges_8bit'."
+        )
+    settings = dict(plan_settings or {})
+    try:
+        config = entry.config(**settings)
+    except TypeError as error:
+        known = ", ".join(entry.config.__dataclass_fields__)
+        raise RecipeError(f"plan '{plan}': {error}. Settings: {known or 'none'}.") from error
+    program = capture(teacher.module, teacher.example())
+    fold(program) if batch_norm == "fold" else freeze(program)
+    quantizer = entry.make(config).quantizer(bits, overrides or {})
+    with quietly():
+        prepared = prepare_pt2e(program, quantizer)
+    if quantizer.integer_biases:
+        _round_biases(prepared)
+    layer_bits = {layer_path(node): given for node, given in quantizer.layers.items()}
+    return Student(
+        teacher, prepared, plan, bits, batch_norm, quantizer.integer_biases, layer_bits,
+        list(quantizer.float_inputs), {"settings": settings, "overrides": dict(overrides or {})},
+    )  # fmt: skip
+
+
+def _round_biases(program: fx.GraphModule) -> None:
+    """Put a bias quantizer before every layer whose input and weight are quantized."""
+    for node in weighted_layers(program):
+        bias = parameter_of(argument(node, 2))
+        inputs, weight = (_quantizer(program, a) for a in node.args[:2])
+        if bias is None or inputs is None or weight is None:
+            continue
+        name = f"bias_fake_quantizer_{node.name}"
+        program.add_submodule(name, BiasFakeQuantizer(inputs, weight))
+        with program.graph.inserting_before(node):
+            rounded = program.graph.call_module(name, (bias,))
+        rounded.meta = dict(bias.meta)
+        node.args = (*node.args[:2], rounded, *node.args[3:])
+    program.recompile()
+
+
+def remove_bias_quantizers(program: fx.GraphModule) -> None:
+    """Undo what plan `integer` put before biases; conversion rounds them itself."""
+    for node in list(program.graph.nodes):
+        if node.op != "call_module":
+            continue
+        if isinstance(program.get_submodule(str(node.target)), BiasFakeQuantizer):
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    program.delete_all_unused_submodules()
+    program.recompile()
+
+
+def _quantizer(program: fx.GraphModule, node: Any) -> AffineFakeQuantizer | None:
+    """The fake quantizer that this node calls, if it does."""
+    if isinstance(node, fx.Node) and node.op == "call_module":
+        module = program.get_submodule(str(node.target))
+        return module if isinstance(module, AffineFakeQuantizer) else None
+    return None
+
+
+def _named_quantizers(program: fx.GraphModule) -> dict[str, AffineFakeQuantizer]:
+    """Every fake quantizer once, named after the tensor it quantizes.
+
+    ``layer1.0.conv1.weight`` for a weight, ``layer1.0.relu.output`` for an activation,
+    ``layer1.0.relu.output.4bit`` for one in series behind it.
+    """
+    found: dict[str, AffineFakeQuantizer] = {}
+    known: dict[int, str] = {}
+    for node in program.graph.nodes:
+        quantizer = _quantizer(program, node)
+        if quantizer is None or id(quantizer) in known:
+            continue
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        behind = _quantizer(program, source)
+        if behind is not None:
+            base = f"{known[id(behind)]}.{quantizer.bits}bit"
+        elif source.op == "get_attr":
+            base = str(source.target)
+        elif source.op == "placeholder":
+            base = "input"
+        else:
+            base = f"{module_path(source) or 'network'}.{name_of(source)}.output"
+        name, copies = base, 2
+        while name in found:
+            name, copies = f"{base}.{copies}", copies + 1
+        found[name], known[id(quantizer)] = quantizer, name
+        quantizer.name = name
+    return found

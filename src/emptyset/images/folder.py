@@ -1,0 +1,217 @@
+"""Real images from disk, prepared as the teacher expects, read while they are used.
+
+Four layouts are understood:
+
+* a folder of photos: no labels;
+* a folder with one subfolder per class: labels by subfolder (see ``class_indices``);
+* an ``.npz`` file with ``images``, uint8 ``(N, H, W, C)`` or ``(N, H, W)``, and optionally
+  ``labels`` ``(N,)`` integers;
+* an image set that ``emptyset synthesize`` stored.
+
+Photos and npz images of another size than the teacher's are resized: shorter side to
+``Preprocessing.resize`` and centre crop, or straight to ``(H, W)`` where ``resize`` is None.
+npz images that already have the teacher's ``(H, W)`` are taken as they are. ``limit`` images are
+spread evenly over the source, so that sorted classes are all represented. Memory does not grow
+with the number of images.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emptyset.errors import ImagesError
+from emptyset.images.image_set import CARD_NAME, FILE_NAME, Batch, ImageSet
+from emptyset.images.npz_images import NpzImages
+from emptyset.images.photos import SUFFIXES, Photos
+from emptyset.images.preprocessing import Preprocessing
+from emptyset.images.stored_images_file import StoredImagesFile
+
+Reader = Callable[[Tensor, int], Iterator[Tensor]]
+"""Called with sorted indices ``(M,)`` and a batch size; gives ``(N, C, H, W)`` float32."""
+
+
+@dataclass(frozen=True)
+class LazyImages:
+    """Images on disk, in the teacher's normalised units once they are read.
+
+    Attributes:
+        path: Where they are.
+        read: Reads batches of chosen images.
+        indices: ``(N,)`` which images of the source, ascending.
+        all_labels: ``(M,)`` class index of every image of the source, or None.
+        layout: ``photos``, ``class folders``, ``npz`` or ``image set``.
+        history: What made the images, where that is known.
+    """
+
+    path: Path
+    read: Reader
+    indices: Tensor
+    all_labels: Tensor | None
+    layout: str
+    history: tuple[dict[str, Any], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """``(N,)`` class indices, or None."""
+        return None if self.all_labels is None else self.all_labels[self.indices]
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All images in order, ``size`` at a time; the last batch may be smaller.
+
+        Raises:
+            ImagesError: If a file cannot be read; the message names it.
+        """
+        start, labels = 0, self.labels
+        for images in self.read(self.indices, size):
+            stop = start + len(images)
+            yield Batch(images, None if labels is None else labels[start:stop])
+            start = stop
+
+    def limited(self, limit: int | None) -> "LazyImages":
+        """At most ``limit`` of them, spread evenly."""
+        return replace(self, indices=self.indices[spread(len(self), limit)])
+
+    def image_set(self, limit: int | None = None) -> ImageSet:
+        """The images, or ``limit`` of them spread evenly, in memory."""
+        chosen = self.limited(limit)
+        batches = list(chosen.batches(64))
+        entry = {
+            "stage": "images",
+            "method": self.layout,
+            "path": str(self.path),
+            "count": len(chosen),
+        }
+        images = torch.cat([batch.images for batch in batches])
+        return ImageSet(images, chosen.labels, history=(*self.history, entry))
+
+
+def load_images(
+    path: Path,
+    spec: Preprocessing,
+    *,
+    limit: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> LazyImages:
+    """Find the images at ``path``; nothing is decoded yet.
+
+    Args:
+        path: Folder or file, see the module docstring.
+        spec: Size, channels and normalisation that the teacher expects.
+        limit: At most this many images; None: all.
+        class_names: The teacher's; subfolders are matched with them.
+
+    Raises:
+        ImagesError: If there are no images, their channels are not the teacher's, or labels and
+            images do not belong together.
+    """
+    if limit is not None and limit < 1:
+        raise ImagesError(f"{path}: at least 1 image must be asked for. Got a limit of {limit}.")
+    if not path.exists():
+        raise ImagesError(
+            f"{path}: no such file or folder. Give a folder of photos, a folder with one "
+            "subfolder per class, an .npz file or a stored image set."
+        )
+    if path.is_dir() and (path / FILE_NAME).exists():
+        found = _stored(path, spec)
+    elif path.name == FILE_NAME and (path.parent / CARD_NAME).exists():
+        found = _stored(path.parent, spec)
+    elif path.is_file() and path.suffix == ".npz":
+        npz = NpzImages(path, spec)
+        found = LazyImages(path, npz.read, torch.arange(len(npz)), npz.labels, "npz")
+    elif path.is_dir():
+        found = _photos(path, spec, class_names)
+    else:
+        raise ImagesError(
+            f"{path}: expected a folder or an .npz file with 'images'. One photo is no "
+            "calibration set; put photos into a folder and give the folder."
+        )
+    return found.limited(limit)
+
+
+def spread(count: int, limit: int | None) -> Tensor:
+    """``limit`` of ``count`` positions, evenly spread and ascending, ``(min(count, limit),)``."""
+    if limit is None or limit >= count:
+        return torch.arange(count)
+    return torch.arange(limit) * count // limit
+
+
+def class_indices(
+    path: Path, folders: Sequence[str], class_names: Sequence[str] | None
+) -> list[int]:
+    """The class index that each subfolder stands for.
+
+    The teacher's class names decide where every subfolder is called like one (upper and lower
+    case, spaces and underscores do not matter). Otherwise subfolders whose names are all whole
+    numbers stand for these indices. Otherwise subfolders are numbered in the order of their names,
+    which is only right when there is one for every class.
+
+    Raises:
+        ImagesError: If the teacher's classes are known and none of the rules fits.
+    """
+
+    def plain(name: str) -> str:
+        return name.casefold().replace("_", " ").strip()
+
+    if class_names is not None:
+        known = {plain(name): index for index, name in enumerate(class_names)}
+        if len(known) == len(class_names) and all(plain(f) in known for f in folders):
+            return [known[plain(folder)] for folder in folders]
+    if all(folder.isdecimal() for folder in folders):
+        numbers = [int(folder) for folder in folders]
+        if class_names is None or max(numbers) < len(class_names):
+            return numbers
+    if class_names is not None and len(folders) != len(class_names):
+        raise ImagesError(
+            f"{path}: {len(folders)} subfolders (first: '{folders[0]}') for a teacher with "
+            f"{len(class_names)} classes (first: '{class_names[0]}'). Name the subfolders like "
+            "the teacher's classes or by class index, or give one subfolder for every class."
+        )
+    return list(range(len(folders)))
+
+
+def _photos(path: Path, spec: Preprocessing, class_names: Sequence[str] | None) -> LazyImages:
+    direct = _photos_in(path)
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    per_folder = [(folder, _photos_in(folder)) for folder in folders]
+    per_folder = [(folder, photos) for folder, photos in per_folder if photos]
+    if direct and per_folder:
+        raise ImagesError(
+            f"{path}: holds photos ({direct[0].name}) and subfolders with photos "
+            f"({per_folder[0][0].name}/). Give a folder that holds one kind only."
+        )
+    if not direct and not per_folder:
+        raise ImagesError(
+            f"{path}: no images found. Looked for {', '.join(SUFFIXES)} in the folder and its "
+            "subfolders."
+        )
+    if direct:
+        photos = Photos(direct, spec)
+        return LazyImages(path, photos.read, torch.arange(len(direct)), None, "photos")
+    indices = class_indices(path, [folder.name for folder, _ in per_folder], class_names)
+    files = [photo for _, photos in per_folder for photo in photos]
+    labels = [index for index, (_, some) in zip(indices, per_folder, strict=True) for _ in some]
+    photos = Photos(files, spec)
+    everything = torch.arange(len(files))
+    return LazyImages(path, photos.read, everything, torch.tensor(labels), "class folders")
+
+
+def _photos_in(folder: Path) -> list[Path]:
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
+
+
+def _stored(path: Path, spec: Preprocessing) -> LazyImages:
+    stored = StoredImagesFile(path, spec)
+    return LazyImages(
+        path, stored.read, torch.arange(len(stored)), stored.labels, "image set", stored.history
+    )

@@ -1,0 +1,140 @@
+"""A stored set of images, with what is known about each, and where it came from."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from emptyset.errors import ImagesError
+
+FILE_NAME = "images.safetensors"
+CARD_NAME = "card.json"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images and, where there are any, their targets.
+
+    Attributes:
+        images: ``(N, C, H, W)`` float32 [teacher's normalised units].
+        targets: ``(N,)`` class indices, ``(N, K)`` probabilities, or None.
+    """
+
+    images: Tensor
+    targets: Tensor | None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in the teacher's normalised units, never silently random.
+
+    Attributes:
+        images: ``(N, C, H, W)`` float32 [teacher's normalised units], finite.
+        targets: ``(N,)`` class indices, ``(N, K)`` probabilities, or None.
+        scores: One ``(N,)`` tensor per score that a selector gave.
+        history: What was done to make the set, oldest first; each entry is JSON data with at
+            least ``stage`` and ``method`` (settings, seed, teacher hash, count, seconds ...).
+    """
+
+    images: Tensor
+    targets: Tensor | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        images = self.images
+        if images.dim() != 4 or images.dtype != torch.float32:
+            raise ImagesError(
+                "Images must be float32 of shape (N, C, H, W). Got "
+                f"{images.dtype} of shape {tuple(images.shape)}."
+            )
+        if len(images) == 0:
+            raise ImagesError("An image set needs at least one image. Got none.")
+        bad = [i for i, image in enumerate(images) if not bool(torch.isfinite(image).all())]
+        if bad:
+            raise ImagesError(
+                f"{len(bad)} of {len(images)} images hold NaN or infinity (first: image "
+                f"{bad[0]}). Remove them, or find out which step made them."
+            )
+        for name, values in [("targets", self.targets), *self.scores.items()]:
+            if values is not None and len(values) != len(images):
+                raise ImagesError(f"{len(images)} images, but {len(values)} {name}.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All images in order, ``size`` at a time; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            stop = start + size
+            targets = None if self.targets is None else self.targets[start:stop]
+            yield Batch(self.images[start:stop], targets)
+
+    def subset(self, indices: Tensor, *, entry: dict[str, Any] | None = None) -> "ImageSet":
+        """The images at ``indices`` (``(M,)``), with their targets and scores."""
+        return ImageSet(
+            self.images[indices],
+            None if self.targets is None else self.targets[indices],
+            {name: values[indices] for name, values in self.scores.items()},
+            self.history + ((entry,) if entry else ()),
+        )
+
+    def with_entry(self, entry: dict[str, Any]) -> "ImageSet":
+        """The same images, with one more entry in the history."""
+        return replace(self, history=(*self.history, entry))
+
+    def digest(self) -> str:
+        """SHA-256 over images and targets, hexadecimal."""
+        digest = hashlib.sha256(self.images.contiguous().numpy().tobytes())
+        if self.targets is not None:
+            digest.update(self.targets.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write ``images.safetensors`` and ``card.json`` into ``folder``, aside and renamed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"images": self.images.contiguous()}
+        if self.targets is not None:
+            tensors["targets"] = self.targets.contiguous()
+        tensors |= {f"score.{name}": v.contiguous() for name, v in self.scores.items()}
+        card = {
+            "count": len(self),
+            "shape": list(self.images.shape[1:]),
+            "units": "teacher's normalised units",
+            "digest": self.digest(),
+            "history": list(self.history),
+        }
+        aside = folder / f".{FILE_NAME}.part"
+        save_file(tensors, aside)
+        aside.replace(folder / FILE_NAME)
+        aside = folder / f".{CARD_NAME}.part"
+        aside.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        aside.replace(folder / CARD_NAME)
+
+    @staticmethod
+    def load(folder: Path) -> "ImageSet":
+        """Read what ``save`` wrote.
+
+        Raises:
+            ImagesError: If a file is missing, truncated or not an image set.
+        """
+        path = folder / FILE_NAME if folder.is_dir() else folder
+        try:
+            tensors = load_file(path)
+            card = json.loads((path.parent / CARD_NAME).read_text(encoding="utf-8"))
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise ImagesError(
+                f"{path}: not a readable image set ({error}). Expected {FILE_NAME} with "
+                f"{CARD_NAME} beside it, as `emptyset synthesize --out DIR` writes them."
+            ) from error
+        if "images" not in tensors:
+            raise ImagesError(f"{path}: holds no tensor named 'images'.")
+        scores = {k.removeprefix("score."): v for k, v in tensors.items() if k.startswith("score.")}
+        return ImageSet(tensors["images"], tensors.get("targets"), scores, tuple(card["history"]))

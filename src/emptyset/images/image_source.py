@@ -1,0 +1,55 @@
+"""Where a refiner draws its images from: a stored set, or a generator trained beside it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from emptyset.images.image_set import Batch, ImageSet
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """What teacher and student said about one batch.
+
+    Attributes:
+        batch: The images, as they were shown.
+        teacher_logits: ``(N, K)``.
+        student_logits: ``(N, K)``.
+    """
+
+    batch: Batch
+    teacher_logits: Tensor
+    student_logits: Tensor
+
+
+class ImageSource(Protocol):
+    """Gives batches; may learn from what teacher and student made of them."""
+
+    def next_batch(self, size: int) -> Batch:
+        """``size`` images, in the teacher's normalised units."""
+
+    def learn_from(self, outcome: Disagreement) -> None:
+        """The one way back: a generator trained beside the student uses it."""
+
+
+class StoredImages:
+    """Draws from a stored set: every epoch each image once, in a new order. Learns nothing."""
+
+    def __init__(self, images: ImageSet, *, seed: int) -> None:
+        self.images = images
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def next_batch(self, size: int) -> Batch:
+        """``size`` images; an epoch's rest is filled up from the next epoch."""
+        while len(self._order) < size:
+            order = torch.randperm(len(self.images), generator=self._generator)
+            self._order = torch.cat([self._order, order])
+        chosen, self._order = self._order[:size], self._order[size:]
+        targets = self.images.targets
+        return Batch(self.images.images[chosen], None if targets is None else targets[chosen])
+
+    def learn_from(self, outcome: Disagreement) -> None:
+        """A stored set learns nothing."""

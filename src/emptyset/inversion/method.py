@@ -1,0 +1,90 @@
+"""What makes an inversion method: the parts that the engine puts together."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from emptyset.inversion.canvas import Canvas, Pixels
+from emptyset.inversion.schedules import Schedule
+from emptyset.inversion.updates import Update
+from emptyset.losses.layer_statistics import LayerStatistics
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an objective may look at; everything float32.
+
+    Attributes:
+        images: ``(N, C, H, W)`` as shown to the teacher [standardised pixel units].
+        logits: ``(N, K)``.
+        features: ``(N, F)`` input of the last linear layer, or None where there is none.
+        layers: Statistics of every BatchNorm input, in the order of the calls.
+        targets: ``(N,)``, ``(N, K)``, or None.
+        drawn: What ``Method.draw`` drew for this step, and what ``Method.context`` gave.
+    """
+
+    images: Tensor
+    logits: Tensor
+    features: Tensor | None
+    layers: tuple[LayerStatistics, ...]
+    targets: Tensor | None
+    drawn: Mapping[str, Tensor]
+
+
+Objective = Callable[[Seen], Tensor]
+"""Scalar loss, to be made small. Must not read tensor values on the host."""
+
+Draw = Callable[[int, torch.Generator, int], dict[str, Tensor]]
+"""``(step, generator, N)`` to the random numbers of one step, of the same shapes every time."""
+
+Augment = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+"""Images and the drawn numbers to the images that the teacher is shown; differentiable."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """How one of the canvas's variables moves."""
+
+    update: Update
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Method:
+    """One inversion method.
+
+    Attributes:
+        name: As registered; names the kept states and the messages.
+        objective: The loss.
+        groups: One per variable of the canvas.
+        steps: Steps per batch.
+        batch_size: Most images optimised together.
+        canvas: What is optimised.
+        targets: ``(generator, N)`` to the targets of a batch; None: no targets.
+        draw: Random numbers of each step.
+        augment: Changes the images before the teacher sees them.
+        snapshots: Numbers of steps after which the images are harvested; empty: after the last.
+        keep_best: Harvest the images of the smallest loss instead of the last ones.
+        needs_batch_norm: Refuse teachers without BatchNorm2d layers.
+    """
+
+    name: str
+    objective: Objective
+    groups: tuple[Group, ...]
+    steps: int
+    batch_size: int
+    canvas: Canvas = field(default_factory=Pixels)
+    targets: Callable[[torch.Generator, int], Tensor] | None = None
+    draw: Draw | None = None
+    augment: Augment | None = None
+    snapshots: tuple[int, ...] = ()
+    keep_best: bool = False
+    needs_batch_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if self.snapshots and self.keep_best:
+            raise ValueError("A method harvests snapshots or the best images, not both.")
+        if any(not 1 <= s <= self.steps for s in self.snapshots):
+            raise ValueError(f"Snapshots must lie in 1..{self.steps}. Got {self.snapshots}.")

@@ -1,0 +1,223 @@
+"""A whole run: a recipe worked through in a run folder, each stage only where not done yet."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emptyset.disk import fingerprint
+from emptyset.errors import CertificateError, CollapseError
+from emptyset.job.context import RunContext
+from emptyset.job.from_recipe import load_from
+from emptyset.job.image_stages import fitted_images, judged_images
+from emptyset.job.stages import Stages
+from emptyset.kept_states import KEEP_EVERY
+from emptyset.monitor import SILENT, Monitor
+from emptyset.recipe import Recipe, default_data, find_recipe
+from emptyset.run_folder import METRICS, REJECTED, REPORT, RunFolder
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave.
+
+    Attributes:
+        folder: The run folder.
+        metrics: What ``metrics.json`` holds.
+        report: Path of the page.
+        done: Names of the stages that were run now; empty when everything was there already.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    report: Path
+    done: tuple[str, ...]
+
+
+def run(
+    recipe: Recipe | Path | str,
+    out: Path | str,
+    *,
+    overwrite: bool = False,
+    allow_pickle: bool = False,
+    monitor: Monitor = SILENT,
+    keep_every: float = KEEP_EVERY,
+    command: str | None = None,
+) -> RunResult:
+    """Work through a recipe. Killed at any moment, the same call goes on where it stopped.
+
+    Args:
+        recipe: A recipe, or the name or file of one.
+        out: The run folder.
+        overwrite: Take a folder of another recipe; stages with equal inputs are kept.
+        allow_pickle: Run code that a checkpoint's pickle holds. Only for files you trust.
+        monitor: Hears of progress.
+        keep_every: Least time between two kept states [seconds].
+        command: The command to repeat the run, for the report; ``emptyset run`` where None.
+
+    Raises:
+        RunFolderError: If the folder belongs to another run or cannot be written.
+        CollapseError: If the agreement is below ``evaluate.min_agreement``.
+        CertificateError: If the file does not compute what was simulated.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.load(find_recipe(str(recipe)))
+    out = Path(out)
+    inputs = _outer_inputs(recipe)
+    with RunFolder.claim(out, recipe, overwrite=overwrite) as folder:
+        if folder.finished("run", inputs):
+            return _result(folder, ())
+        teacher = load_from(recipe, allow_pickle=allow_pickle)
+        folder.begin(recipe)
+        context = RunContext(folder, recipe, teacher, monitor, keep_every)
+        fitted = fitted_images(context)
+        stages = Stages(context, fitted, judged_images(context, fitted))
+        stages.student()
+        verdict = stages.guard()
+        least = recipe.evaluate.min_agreement
+        if least is not None and verdict.agreement < least:
+            raise CollapseError(
+                f"{verdict.message()}\nThe limit is {least:.1%} (--min-agreement), so no file "
+                f"was written. The run is in {out}."
+            )
+        certificate = stages.export()
+        if not certificate["holds"]:
+            raise CertificateError(
+                f"The file does not compute what was simulated: {certificate['fault']} "
+                f"It was left as {out / REJECTED} and must not be used. Run `emptyset check "
+                f"{out}` to see it again, and please report it."
+            )
+        stages.evaluation()
+        stages.report(command or f"emptyset run {out / 'recipe.yaml'} --out DIR")
+        folder.mark_whole("run", inputs)
+        folder.close()
+        return _result(folder, tuple(context.done))
+
+
+def _outer_inputs(recipe: Recipe) -> dict[str, Any]:
+    """What tells, without loading a network, whether a finished run is still up to date."""
+    files = [
+        recipe.teacher.weights,
+        recipe.teacher.name.removeprefix("file:") if recipe.teacher.name[:5] == "file:" else None,
+        recipe.teacher.classes,
+        recipe.images,
+        recipe.evaluate.images,
+    ]
+    return {
+        "recipe": recipe.hash(),
+        "files": [
+            fingerprint(Path(name)) if name and Path(name).exists() else None for name in files
+        ],
+    }
+
+
+def _result(folder: RunFolder, done: tuple[str, ...]) -> RunResult:
+    return RunResult(folder.path, folder.read_json(METRICS), folder.path / REPORT, done)
+
+
+def quantize(
+    teacher: str,
+    bits: str = "w8a8",
+    *,
+    out: Path | str,
+    plan: str = "integer",
+    images: str | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    settings: Sequence[str] = (),
+    teacher_options: Mapping[str, Any] | None = None,
+    min_agreement: float | None = None,
+    overwrite: bool = False,
+    monitor: Monitor = SILENT,
+) -> RunResult:
+    """The whole job in one call, with the defaults of ``emptyset quantize``.
+
+    Args:
+        teacher: For example ``embedded:digits-resnet`` or ``timm:resnet18.a1_in1k``.
+        bits: For example ``w4a8``.
+        out: The run folder.
+        plan: ``integer``, ``edges_8bit`` or ``every_layer``.
+        images: A synthesizer's name, or a folder or file of real images; zeroq where None.
+        count: Number of images.
+        seed: Seed of everything random.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        settings: ``KEY=VALUE`` changes of the recipe.
+        teacher_options: More of the recipe's ``teacher`` section, for example ``{"weights":
+            "resnet18.safetensors"}``.
+        min_agreement: Fail below this agreement with the teacher, 0..1.
+        overwrite: Take a folder of another recipe.
+        monitor: Hears of progress.
+    """
+    recipe = recipe_for(
+        {"name": teacher, **(teacher_options or {})},
+        bits=bits,
+        plan=plan,
+        images=images,
+        count=count,
+        seed=seed,
+        device=device,
+        min_agreement=min_agreement,
+        settings=settings,
+    )
+    return run(recipe, out, overwrite=overwrite, monitor=monitor)
+
+
+def recipe_for(
+    teacher: Mapping[str, Any],
+    *,
+    base: Recipe | None = None,
+    bits: str | None = None,
+    plan: str | None = None,
+    images: str | None = None,
+    count: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    min_agreement: float | None = None,
+    settings: Sequence[str] = (),
+) -> Recipe:
+    """A recipe from a base and what the options say; None leaves the base's value.
+
+    Args:
+        teacher: The recipe's ``teacher`` section.
+        base: What holds where nothing is said; the default recipe of the bits where None.
+        bits: For example ``w4a8``.
+        plan: Name of the plan.
+        images: A synthesizer's name, or a folder or file of images.
+        count: Number of images.
+        seed: Seed of everything random.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        min_agreement: Fail below this agreement, 0..1.
+        settings: ``KEY=VALUE`` changes on top.
+    """
+    data = base.to_data() if base else default_data(bits or "w8a8")
+    data["teacher"] = dict(teacher)
+    if images is not None:
+        _set_images(data, images)
+    if count is not None:
+        if "images" in data:
+            data["count"] = count
+        else:
+            data["synthesize"]["count"] = count
+    for section, key, value in (
+        ("plan", "bits", bits),
+        ("plan", "name", plan),
+        ("evaluate", "min_agreement", min_agreement),
+    ):
+        if value is not None:
+            data.setdefault(section, {})[key] = value
+    data |= {k: v for k, v in (("seed", seed), ("device", device)) if v is not None}
+    return Recipe.parse(data, settings=settings)
+
+
+def _set_images(data: dict[str, Any], images: str) -> None:
+    """``--images``: what exists on disk is a folder or file, everything else a method."""
+    path = Path(images)
+    looks_like_path = path.exists() or len(path.parts) > 1 or path.suffix != ""
+    if looks_like_path or images == "none":
+        data.pop("synthesize", None)
+        data["images"] = images
+    elif data.get("synthesize", {}).get("method") != images:
+        count = data.get("synthesize", {}).get("count")
+        data["synthesize"] = {"method": images} | ({"count": count} if count else {})
+        data.pop("images", None)

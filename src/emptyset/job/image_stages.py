@@ -1,0 +1,134 @@
+"""The stages that give images: those the student is fitted to, and those it is judged on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emptyset import pipeline
+from emptyset.disk import fingerprint
+from emptyset.images.image_set import ImageSet
+from emptyset.job.context import RunContext
+from emptyset.job.from_recipe import labelled_path
+from emptyset.job.held_out import split
+from emptyset.recipe import SynthesizeSection
+from emptyset.run_folder import IMAGES, Workplace
+
+if TYPE_CHECKING:
+    from emptyset.images.folder import LazyImages
+
+# Far from every seed that people type, so that the judged images are never the fitted ones.
+OTHER_SEED = 1_000_003
+BEFORE_SELECTION = f"{IMAGES}/before_selection"
+JUDGED = f"{IMAGES}/judged"
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """Images, and what tells them from all others.
+
+    Attributes:
+        images: A set in memory, or a stream.
+        identity: JSON data that changes when the images do.
+        described: Where they come from, in words for the report.
+        labelled: Whether they carry class indices.
+    """
+
+    images: "ImageSet | LazyImages"
+    identity: Any
+    described: str
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a class index."""
+        return pipeline.has_labels(self.images)
+
+
+def fitted_images(context: RunContext) -> KnownImages:
+    """The images that the student is fitted to: made, or the recipe's; selected where asked."""
+    recipe = context.recipe
+    if recipe.images is not None:
+        found = _given(context, recipe.images)
+    else:
+        assert recipe.synthesize is not None
+        place = BEFORE_SELECTION if recipe.select else IMAGES
+        found = _made(context, "images", recipe.synthesize, recipe.seed, place)
+    return _selected(context, found) if recipe.select else found
+
+
+def _given(context: RunContext, given: str) -> KnownImages:
+    recipe = context.recipe
+    source = pipeline.images_from(given, context.teacher)
+    fitted, _ = split(source, seed=recipe.seed, limit=recipe.count)
+    identity = ["given", fingerprint(Path(given)), recipe.seed, recipe.count]
+    return KnownImages(fitted, identity, given)
+
+
+def _made(
+    context: RunContext, stage: str, section: SynthesizeSection, seed: int, place: str
+) -> KnownImages:
+    inputs = [stage, context.teacher_identity(), section.model_dump(), seed, place]
+
+    def work(at: Workplace) -> dict[str, Any]:
+        made = pipeline.synthesize(
+            context.teacher,
+            section.method,
+            section.count,
+            seed=seed,
+            monitor=at.monitor,
+            **section.settings(),
+        )
+        made.save(at.aside / place)
+        return {"count": len(made), "digest": made.digest()}
+
+    result = context.run(stage, inputs, work)
+    images = ImageSet.load(context.folder.path / place)
+    return KnownImages(images, result["digest"], section.method)
+
+
+def _selected(context: RunContext, found: KnownImages) -> KnownImages:
+    sections = context.recipe.select
+    inputs = [
+        "select",
+        found.identity,
+        context.teacher_identity(),
+        [section.model_dump() for section in sections],
+    ]
+
+    def work(at: Workplace) -> dict[str, Any]:
+        chosen = found.images if isinstance(found.images, ImageSet) else found.images.image_set()
+        for section in sections:
+            chosen = pipeline.select(chosen, context.teacher, section.method, **section.settings())
+        chosen.save(at.aside / IMAGES)
+        return {"count": len(chosen), "of": len(found.images), "digest": chosen.digest()}
+
+    result = context.run("select", inputs, work)
+    images = ImageSet.load(context.folder.path / IMAGES)
+    return KnownImages(images, result["digest"], found.described)
+
+
+def judged_images(context: RunContext, fitted: KnownImages) -> KnownImages:
+    """Images that the student is not fitted to: labelled ones where there are any."""
+    recipe = context.recipe
+    path = labelled_path(recipe)
+    if path is not None:
+        described = (
+            f"images of {recipe.evaluate.images}"
+            if recipe.evaluate.images
+            else "held-out scans that ship with the package, seen by neither teacher nor quantizer"
+        )
+        images = pipeline.images_from(path, context.teacher)
+        return KnownImages(images, fingerprint(path), described)
+    if recipe.images is not None:
+        source = pipeline.images_from(recipe.images, context.teacher)
+        _, rest = split(source, seed=recipe.seed, limit=recipe.count)
+        if rest is None:
+            described = f"the same few images of {recipe.images} that were used to quantize"
+            return KnownImages(fitted.images, ["same", fitted.identity], described)
+        described = f"the part of {recipe.images} that was not used to quantize"
+        return KnownImages(rest, ["rest", fitted.identity], described)
+    section = recipe.synthesize
+    assert section is not None
+    fewer = section.model_copy(update={"count": min(recipe.evaluate.count, section.count)})
+    made = _made(context, "judged", fewer, recipe.seed + OTHER_SEED, JUDGED)
+    described = f"{section.method} images made with another seed, not used to quantize"
+    return KnownImages(made.images, made.identity, described)

@@ -1,0 +1,230 @@
+"""The stages from the images to the report: what goes in, what is written, what is told."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from emptyset import pipeline
+from emptyset.job.context import PrefixedMonitor, RunContext
+from emptyset.job.from_recipe import layer_image_count, prepare_from
+from emptyset.job.held_out import first
+from emptyset.job.image_stages import KnownImages
+from emptyset.job.metrics import collect, file_facts
+from emptyset.recipe import MethodSection
+from emptyset.report.guard import Verdict, judge
+from emptyset.report.layer_table import layer_table
+from emptyset.run_folder import CERTIFICATE, METRICS, MODEL, REJECTED, REPORT, STUDENT, Workplace
+
+if TYPE_CHECKING:
+    from emptyset.graph.student import Student
+
+GUARD_IMAGES = 512
+SHOWN_IMAGES = 64
+FLOAT_FILE = "float.onnx"
+
+
+class Stages:
+    """One method per stage, in the order of the data flow."""
+
+    def __init__(self, context: RunContext, fitted: KnownImages, judged: KnownImages) -> None:
+        self._context = context
+        self._fitted = fitted
+        self._judged = judged
+        self._student: Student | None = None
+
+    # Student ---------------------------------------------------------------------------------
+
+    def student(self) -> None:
+        """Prepare and refine; the outcome is one safetensors file."""
+        context, recipe = self._context, self._context.recipe
+        inputs = [
+            "student",
+            context.teacher_identity(),
+            self._fitted.identity,
+            recipe.plan.model_dump(),
+            [section.model_dump() for section in recipe.refine],
+            recipe.seed,
+        ]
+
+        def work(at: Workplace) -> dict[str, Any]:
+            student = prepare_from(recipe, context.teacher)
+            for index, section in enumerate(recipe.refine):
+                self._refine(student, section, index, at)
+            student.save(at.aside / STUDENT)
+            self._student = student
+            return {"layers": len(student.layers())}
+
+        context.run("student", inputs, work)
+
+    def _refine(
+        self, student: "Student", section: MethodSection, index: int, at: Workplace
+    ) -> None:
+        """One refiner; a finished one is not run again after a kill."""
+        key = f"refined-{index}"
+        state = at.monitor.restore(key)
+        if state is not None:
+            student.load_state_dict(state)
+            return
+        pipeline.refine(
+            student,
+            self._fitted.images,
+            section.method,
+            seed=self._context.recipe.seed,
+            monitor=PrefixedMonitor(at.monitor, f"{index}"),
+            **section.settings(),
+        )
+        at.monitor.keep(key, student.state_dict, final=True)
+
+    def ready_student(self) -> "Student":
+        """The refined student, read back where an earlier process made it."""
+        if self._student is None:
+            self._student = prepare_from(self._context.recipe, self._context.teacher)
+            self._student.load_state(self._context.folder.path / STUDENT)
+        return self._student
+
+    def _student_digest(self) -> str:
+        return self._context.file_digest("student", STUDENT)
+
+    # Guard -----------------------------------------------------------------------------------
+
+    def guard(self) -> Verdict:
+        """Compare the student with the teacher before any file is written."""
+        context, settings = self._context, self._context.recipe.evaluate
+        inputs = [
+            "guard",
+            self._student_digest(),
+            self._judged.identity,
+            settings.layer_images,
+            settings.min_agreement,
+        ]
+        told = context.run("guard", inputs, self._guard)["verdict"]
+        verdict = Verdict(
+            told["agreement"], told["collapsed"], tuple(told["guilty"]), tuple(told["proposal"])
+        )
+        if verdict.collapsed:
+            context.monitor.note(f"Warning: {verdict.message()}")
+        return verdict
+
+    def _guard(self, at: Workplace) -> dict[str, Any]:
+        recipe, teacher = self._context.recipe, self._context.teacher
+        student, images = self.ready_student(), self._judged.images
+        size = pipeline.batch_size_for(teacher.input.shape)
+        found = pipeline.measure(
+            student,
+            teacher,
+            first(images, GUARD_IMAGES),
+            seed=recipe.seed,
+            batch_size=size,
+            monitor=at.monitor,
+        )
+        count = layer_image_count(recipe, teacher)
+        batches = list(first(images, count).batches(size))
+        rows = layer_table(student, batches, monitor=at.monitor)
+        verdict = judge(found.agreement.share, rows, least=recipe.evaluate.min_agreement)
+        return {
+            "verdict": verdict.to_json(),
+            "agreement": asdict(found.agreement),
+            "layer_images": sum(len(batch.images) for batch in batches),
+            "layers": [row.to_json() for row in rows],
+        }
+
+    # File ------------------------------------------------------------------------------------
+
+    def export(self) -> dict[str, Any]:
+        """Write the file, prove it, and time it against the float network; the certificate."""
+        recipe = self._context.recipe
+        inputs = [
+            "export",
+            self._student_digest(),
+            self._fitted.identity,
+            recipe.export.model_dump(),
+            recipe.hash(),
+            recipe.evaluate.latency_rounds,
+        ]
+        certificate: dict[str, Any] = self._context.run("export", inputs, self._export)[
+            "certificate"
+        ]
+        return certificate
+
+    def _export(self, at: Workplace) -> dict[str, Any]:
+        from emptyset.exporters.latency import compare
+
+        recipe, student, aside = self._context.recipe, self.ready_student(), at.aside
+        artefact = pipeline.export(
+            student,
+            aside / MODEL,
+            metadata={"recipe_hash": recipe.hash()},
+            float_path=aside / FLOAT_FILE,
+        )
+        certificate = pipeline.certify(
+            aside / MODEL,
+            student,
+            self._fitted.images,
+            limit=recipe.export.certificate_images,
+            simulation=artefact.simulation,
+            image_source=self._fitted.described,
+            monitor=at.monitor,
+        )
+        told = certificate.to_json() | {"summary": certificate.summary()}
+        (aside / CERTIFICATE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        latency = None
+        rounds = recipe.evaluate.latency_rounds
+        if certificate.holds and rounds:
+            example = next(iter(self._fitted.images.batches(1))).images
+            timed = compare(aside / MODEL, aside / FLOAT_FILE, example, rounds=rounds)
+            latency = {"batch": len(example), **asdict(timed)}
+        (aside / FLOAT_FILE).unlink(missing_ok=True)
+        if not certificate.holds:
+            (aside / MODEL).replace(aside / REJECTED)
+        return {"certificate": told, "latency": latency, "file": file_facts(artefact)}
+
+    # Evaluation and report -------------------------------------------------------------------
+
+    def evaluation(self) -> None:
+        """Judge the file itself, in ONNX Runtime."""
+        context, judged = self._context, self._judged
+        inputs = [
+            "evaluation",
+            context.file_digest("export", MODEL),
+            context.teacher_identity(),
+            judged.identity,
+            context.recipe.seed,
+        ]
+
+        def work(at: Workplace) -> dict[str, Any]:
+            found = pipeline.measure(
+                context.folder.path / MODEL,
+                context.teacher,
+                judged.images,
+                seed=context.recipe.seed,
+                batch_size=pipeline.batch_size_for(context.teacher.input.shape),
+                monitor=at.monitor,
+            )
+            facts = {"on": judged.described, "count": len(judged.images)}
+            return facts | {"labelled": judged.labelled} | found.to_json()
+
+        context.run("evaluation", inputs, work)
+
+    def report(self, command: str) -> None:
+        """Write ``metrics.json`` and ``report.html``."""
+        from emptyset.report.page import write_page
+
+        context = self._context
+        metrics = collect(
+            context.folder,
+            context.recipe,
+            context.teacher,
+            self.ready_student(),
+            len(self._fitted.images),
+            getattr(self._fitted.images, "history", ()),
+            command,
+        )
+
+        def work(at: Workplace) -> dict[str, Any]:
+            text = json.dumps(metrics, indent=2) + "\n"
+            (at.aside / METRICS).write_text(text, encoding="utf-8")
+            shown = first(self._fitted.images, SHOWN_IMAGES)
+            write_page(at.aside / REPORT, metrics, shown, context.teacher.input)
+            return {}
+
+        context.run("report", ["report", metrics], work)

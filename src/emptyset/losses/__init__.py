@@ -1,0 +1,1 @@
+"""Loss terms: pure functions of tensors, each with its formula and its source."""

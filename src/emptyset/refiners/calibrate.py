@@ -1,0 +1,177 @@
+"""Sets every range of a student: weights exactly, activations from a stream of images.
+
+Source: ours; the parts are the range estimators of `emptyset.ranges`.
+Idea: run the float network over the images, let an estimator watch every tensor that is quantized,
+    then set the grids. No gradient, one pass, memory that does not grow with the images.
+Needs: a prepared student and at least one batch of images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from emptyset.errors import ImagesError
+from emptyset.graph.bias_range import keep_biases_in_int32
+from emptyset.graph.student import Student
+from emptyset.images.image_set import Batch
+from emptyset.monitor import SILENT, Monitor, State
+from emptyset.quantizers.affine import AffineFakeQuantizer
+from emptyset.ranges.estimator import RangeEstimator
+from emptyset.registry import ranges, refiners
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateConfig:
+    """Settings of calibration.
+
+    Attributes:
+        weight_range: Range estimator of weights; ``auto``: ``min_max`` at 8 bits, ``lp_norm``
+            below.
+        activation_range: Range estimator of activations; ``auto`` likewise.
+        batch_size: Images in one forward.
+    """
+
+    weight_range: str = "auto"
+    activation_range: str = "auto"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1. Got {self.batch_size}.")
+        for name in (self.weight_range, self.activation_range):
+            if name != "auto":
+                ranges.get(name)
+
+    @classmethod
+    def smallest(cls) -> "CalibrateConfig":
+        """Settings that finish in a blink; the contract tests run these."""
+        return cls(batch_size=4)
+
+
+class Images(Protocol):
+    """Anything that gives images in batches."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All of them, in order."""
+
+
+@refiners.register(
+    "calibrate",
+    CalibrateConfig,
+    sentence="Sets every range: weights exactly, activations from one pass over the images.",
+    source="ours",
+)
+@dataclass(frozen=True, slots=True)
+class Calibrate:
+    """See the module docstring."""
+
+    config: CalibrateConfig
+
+    def refine(
+        self, student: Student, images: Images, *, seed: int = 0, monitor: Monitor = SILENT
+    ) -> None:
+        """Set all ranges of ``student``, in place.
+
+        Args:
+            student: A prepared student.
+            images: Normalised images; their order does not matter, all are used.
+            seed: Unused: nothing here is random.
+            monitor: Hears of progress; keeps what was seen, so that a killed run goes on.
+
+        Raises:
+            ImagesError: If there are no images.
+            NotCalibratedError: If values that pass through are not finite.
+        """
+        del seed
+        if len(images) == 0:
+            raise ImagesError("calibrate: there are no images. Give at least one batch.")
+        watched = {n: q for n, q in student.quantizers.items() if q.axis is None}
+        estimators = {name: self._estimator(q) for name, q in watched.items()}
+        done = _restore(estimators, monitor.restore("calibrate"))
+        with student.float_mode(), torch.no_grad(), _watching(watched, estimators):
+            seen = 0
+            for batch in images.batches(self.config.batch_size):
+                seen += len(batch.images)
+                if seen <= done:
+                    continue
+                student(batch.images)
+                monitor.advance("calibrate", seen, len(images))
+                count = seen
+                monitor.keep("calibrate", lambda count=count: _state(estimators, count))  # type: ignore[misc]
+        for name, quantizer in student.quantizers.items():
+            if name in estimators:
+                quantizer.set_range(*estimators[name].low_high())
+            else:
+                self._set_weight(student, name, quantizer)
+        keep_biases_in_int32(student)
+
+    def _set_weight(self, student: Student, name: str, quantizer: AffineFakeQuantizer) -> None:
+        weight = dict(student.program.named_parameters())[name]
+        estimator = self._estimator(quantizer)
+        estimator.update(weight.detach())
+        quantizer.set_range(*estimator.low_high())
+
+    def _estimator(self, quantizer: AffineFakeQuantizer) -> RangeEstimator:
+        wanted = self.config.activation_range if quantizer.axis is None else self.config.weight_range
+        if wanted == "auto":
+            wanted = "min_max" if quantizer.bits == 8 else "lp_norm"
+        entry = ranges.get(wanted)
+        factory = entry.make(entry.config())
+        estimator: RangeEstimator = factory.estimator(
+            axis=quantizer.axis,
+            quant_min=quantizer.quant_min,
+            quant_max=quantizer.quant_max,
+            symmetric=quantizer.symmetric,
+        )
+        return estimator
+
+
+class _watching:
+    """Inside, each quantizer's input goes to its estimator; hooks are always removed."""
+
+    def __init__(
+        self,
+        watched: dict[str, AffineFakeQuantizer],
+        estimators: dict[str, RangeEstimator],
+    ) -> None:
+        self._watched, self._estimators = watched, estimators
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for name, quantizer in self._watched.items():
+            estimator = self._estimators[name]
+
+            def watch(_: Any, inputs: tuple[Tensor], estimator: RangeEstimator = estimator) -> None:
+                estimator.update(inputs[0])
+
+            self._handles.append(quantizer.register_forward_pre_hook(watch))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _state(estimators: dict[str, RangeEstimator], done: int) -> State:
+    state = {
+        f"{name}|{key}": value
+        for name, estimator in estimators.items()
+        for key, value in estimator.state().items()
+    }
+    return {**state, "done": torch.tensor(done)}
+
+
+def _restore(estimators: dict[str, RangeEstimator], state: State | None) -> int:
+    """Load what a killed run had seen; gives how many images that were."""
+    if state is None:
+        return 0
+    for name, estimator in estimators.items():
+        prefix = f"{name}|"
+        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        estimator.load_state(part)
+    return int(state["done"])

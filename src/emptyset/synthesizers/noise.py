@@ -1,0 +1,73 @@
+"""Gaussian noise: the null hypothesis, never chosen unless asked for by name.
+
+Source: ours; the baseline that the data-free literature compares with.
+Needs: nothing of the teacher but its input shape.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from emptyset.images.image_set import ImageSet
+from emptyset.inversion.batch_plan import require_count
+from emptyset.inversion.standard_units import standard_units
+from emptyset.monitor import SILENT, Monitor
+from emptyset.registry import synthesizers
+from emptyset.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """Settings of the noise.
+
+    Attributes:
+        spread: Standard deviation [standardised pixel units].
+    """
+
+    spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.spread > 0:
+            raise ValueError(f"'spread' must be positive. Got {self.spread}.")
+
+    @classmethod
+    def smallest(cls) -> "NoiseConfig":
+        """The same: there is nothing to shrink."""
+        return cls()
+
+
+@synthesizers.register(
+    "noise",
+    NoiseConfig,
+    sentence="Gaussian noise that has not seen the teacher; a baseline, not for use.",
+    source="ours",
+)
+@dataclass(frozen=True)
+class Noise:
+    """See the module docstring."""
+
+    config: NoiseConfig
+
+    def synthesize(
+        self, teacher: Teacher, count: int, *, seed: int, monitor: Monitor = SILENT
+    ) -> ImageSet:
+        """Exactly ``count`` images of noise.
+
+        Raises:
+            ImagesError: If fewer than 2 images are asked for.
+        """
+        require_count("noise", count)
+        generator = torch.Generator().manual_seed(seed)
+        noise = self.config.spread * torch.randn(count, *teacher.input.shape, generator=generator)
+        units = standard_units(teacher.input)
+        entry = {
+            "stage": "synthesize",
+            "method": "noise",
+            "settings": asdict(self.config),
+            "seed": seed,
+            "teacher": teacher.weights_hash,
+            "count": count,
+            "compiled": False,
+            "dtype": "float32",
+        }
+        return ImageSet(units.to_teacher(noise), history=(entry,))

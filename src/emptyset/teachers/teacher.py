@@ -1,0 +1,82 @@
+"""A trained network, its input, and where both came from."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Named here too: it is part of what a teacher is.
+from emptyset.images.input_spec import InputSpec as InputSpec
+
+
+@dataclass(frozen=True)
+class StoredBatchNorm:
+    """One BatchNorm layer of the teacher and the statistics it stored while training.
+
+    Attributes:
+        name: Module path.
+        module: The layer; its *input* has the stored statistics.
+        mean: ``(C,)`` running mean [feature units].
+        var: ``(C,)`` running variance [feature units squared].
+    """
+
+    name: str
+    module: nn.modules.batchnorm._BatchNorm
+    mean: Tensor
+    var: Tensor
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained classifier, frozen, in eval mode.
+
+    Attributes:
+        name: As the user wrote it, for example ``embedded:digits-resnet``.
+        module: Maps ``(N, C, H, W)`` normalised images to ``(N, K)`` logits.
+        input: Shape and preprocessing.
+        class_names: One per class, or None where unknown.
+        weights_hash: SHA-256 over the sorted state dict, hexadecimal.
+        provenance: Where the weights came from (JSON data).
+    """
+
+    name: str
+    module: nn.Module
+    input: InputSpec
+    class_names: tuple[str, ...] | None = None
+    weights_hash: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def stored_batch_norms(self) -> list[StoredBatchNorm]:
+        """Every BatchNorm2d layer (subclasses too) that stored its statistics, in module order."""
+        return [
+            StoredBatchNorm(name, module, module.running_mean, module.running_var)
+            for name, module in self.module.named_modules()
+            if isinstance(module, nn.BatchNorm2d)
+            and module.running_mean is not None
+            and module.running_var is not None
+        ]
+
+    def classifier_weight(self) -> Tensor | None:
+        """Weight of the last linear layer, ``(K, features)``, or None where there is none."""
+        linears = [m for m in self.module.modules() if isinstance(m, nn.Linear)]
+        return linears[-1].weight if linears else None
+
+    def example(self, count: int = 2) -> Tensor:
+        """``(count, C, H, W)`` zeros on the teacher's device, to trace with."""
+        parameter = next(self.module.parameters(), torch.zeros(()))
+        return torch.zeros(count, *self.input.shape, device=parameter.device)
+
+
+def hash_of_weights(module: nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of the sorted state dict, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if not isinstance(value, Tensor):  # what a module keeps as its extra state
+            digest.update(f"{name}{value!r}".encode())
+            continue
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        # Flat first: a tensor without axes cannot be viewed as bytes.
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
