@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import emptyset
-from emptyset.errors import UnsupportedModelError
+from emptyset.errors import CertificateError, UnsupportedModelError
 from emptyset.images.folder import load_images
 from emptyset.images.image_set import ImageSet
 from emptyset.job import recipe_for
@@ -142,6 +142,39 @@ def test_without_labels_the_file_is_judged_on_images_of_another_seed(
     assert len(others) == 6
     assert not torch.equal(made.images, others.images)
     assert "No labels were given" in result.report.read_text()
+
+
+def test_a_file_that_fails_its_certificate_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from emptyset import pipeline
+
+    certify = pipeline.certify
+    settings = ["synthesize.steps=2", "evaluate.layer_images=2", "evaluate.latency_rounds=1"]
+    arguments: dict[str, Any] = {"out": tmp_path / "r", "count": 4, "settings": settings}
+    emptyset.quantize(DIGITS, **arguments)
+    assert (tmp_path / "r" / "model.onnx").is_file()
+
+    def faulty(*values: Any, **named: Any) -> Any:
+        return replace(certify(*values, **named), holds=False, fault="node conv: 3 codes off")
+
+    monkeypatch.setattr(pipeline, "certify", faulty)
+    arguments["settings"] = [*settings, "export.certificate_images=3"]
+    with pytest.raises(CertificateError, match="node conv: 3 codes off") as caught:
+        emptyset.quantize(DIGITS, **arguments, overwrite=True)
+    assert caught.value.exit_code == 3
+    left = {path.name for path in (tmp_path / "r").iterdir()}
+    assert "model.rejected.onnx" in left
+    assert "certificate.json" in left
+    assert not left & {"model.onnx", "report.html", "metrics.json"}
+
+    monkeypatch.setattr(pipeline, "certify", certify)
+    emptyset.quantize(DIGITS, **(arguments | {"settings": settings}), overwrite=True)
+    left = {path.name for path in (tmp_path / "r").iterdir()}
+    assert "model.rejected.onnx" not in left
+    assert left >= {"model.onnx", "report.html", "metrics.json"}
 
 
 def test_each_public_function_can_be_used_alone(tmp_path: Path) -> None:

@@ -246,6 +246,17 @@ class RunFolder:
         self._write_stages()
         return record
 
+    def discard(self, *stages: str) -> None:
+        """Forget stages and remove their files: what is there must belong to this recipe."""
+        with disk_errors(self.path):
+            for stage in stages:
+                record = self._stages.pop(stage, None)
+                for name in record.files if record else ():
+                    # The record of the whole run names every file; it owns none.
+                    if not any(name in other.files for other in self._stages.values()):
+                        (self.path / name).unlink(missing_ok=True)
+            self._write_stages()
+
     def mark_whole(self, stage: str, inputs: Any) -> None:
         """Record that everything is done: ``finished(stage, inputs)`` then checks every file."""
         files = {name: d for record in self._stages.values() for name, d in record.files.items()}

@@ -1,4 +1,4 @@
-"""Runs the simulation in double precision and compares its codes with the runtime's, node by node."""
+"""Runs the simulation in double precision, compares its codes with the runtime's, node by node."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from emptyset.exporters.simulation import Simulation, is_dequantize, is_quantize
-from emptyset.graph.operators import name_of
+from emptyset.graph.operators import argument, name_of
 
 TIE = 1e-3
 TIES_ALLOWED = 1e-3
@@ -100,7 +100,7 @@ class _Run(fx.Interpreter):
         x = self._value(node.args[0])
         scale, zero_point, low, high = (self._value(a) for a in node.args[1:5])
         exact = x / scale + zero_point
-        own = exact.round().clamp(low, high).to(torch.int64)
+        own: Tensor = exact.round().clamp(low, high).to(torch.int64)
         source = node.args[0]
         assert isinstance(source, fx.Node)
         kind = name_of(source) or source.op
@@ -124,9 +124,10 @@ class _Run(fx.Interpreter):
         codes, scale, zero_point = (self._value(a) for a in node.args[:3])
         if "per_channel" in str(node.target):
             shape = [1] * codes.dim()
-            shape[int(node.args[3])] = -1  # type: ignore[call-overload]
+            shape[int(argument(node, 3))] = -1
             scale, zero_point = scale.view(shape), zero_point.view(shape)
-        return (codes.double() - zero_point) * scale
+        values: Tensor = (codes.double() - zero_point) * scale
+        return values
 
     def _value(self, argument: Any) -> Any:
         value = self.env[argument] if isinstance(argument, fx.Node) else argument
@@ -142,4 +143,3 @@ def _constant(node: fx.Node) -> bool:
     return node.op == "get_attr" or (
         node.op == "call_function" and all(_constant(a) for a in node.all_input_nodes)
     )
-

@@ -1,4 +1,4 @@
-"""Compares every constant of a file exactly with the simulation: weights, scales, biases, bounds."""
+"""Compares a file's constants exactly with the simulation: weights, scales, biases, bounds."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from torch import fx
 
 from emptyset.exporters.integer_bias import IntegerBias
 from emptyset.exporters.simulation import Simulation, is_dequantize, is_quantize
-from emptyset.graph.operators import attribute
+from emptyset.graph.operators import argument, attribute
 
 
 def compare_constants(path: Path, simulation: Simulation) -> tuple[int, str | None]:
@@ -21,11 +21,16 @@ def compare_constants(path: Path, simulation: Simulation) -> tuple[int, str | No
     from emptyset.exporters.onnx_rewrites import file_layers
 
     file = _File(path)
+    layers = file_layers(file.graph)
+    # The file's output has a name of its own.
+    logits = next(n for n in simulation.program.graph.nodes if n.op == "output").all_input_nodes[0]
+    if file.graph.outputs[0] in layers:
+        layers[logits.name] = layers[file.graph.outputs[0]]
     count = 0
     for node in simulation.program.graph.nodes:
         fault = None
         if is_dequantize(node):
-            fault = _dequantize(file, simulation.program, node)
+            fault = _dequantize(file, simulation.program, node, layers)
         elif is_quantize(node):
             fault = _quantize(file, simulation.program, node)
         else:
@@ -33,11 +38,6 @@ def compare_constants(path: Path, simulation: Simulation) -> tuple[int, str | No
         count += 1
         if fault:
             return count, f"{node.name}: {fault}"
-    layers = file_layers(file.graph)
-    # The file's output has a name of its own.
-    logits = next(n for n in simulation.program.graph.nodes if n.op == "output").all_input_nodes[0]
-    if file.graph.outputs[0] in layers:
-        layers[logits.name] = layers[file.graph.outputs[0]]
     for name, bias in simulation.biases.items():
         count += 1
         fault = _bias(file, layers.get(name), bias)
@@ -92,13 +92,21 @@ class _File:
         return self.graph.array(node.input[2]).astype(np.int64) if has else 0
 
 
-def _dequantize(file: _File, program: fx.GraphModule, node: fx.Node) -> str | None:
+def _dequantize(
+    file: _File, program: fx.GraphModule, node: fx.Node, layers: dict[str, Any]
+) -> str | None:
     made = file.producers.get(node.name)
-    codes_node = node.args[0]
+    codes_node: Any = node.args[0]
     constant = isinstance(codes_node, fx.Node) and codes_node.op == "get_attr"
+    if made is None and constant and _per_channel(node):
+        # A module called twice: the exporter stores equal weights once, under the first's name.
+        readers = (layers.get(user.name) for user in node.users)
+        made = next((file.producers.get(r.input[1]) for r in readers if r is not None), None)
     if made is None or made.op_type != "DequantizeLinear":
         # Reshaped copies and moved codes leave some of them without a reader; weights never.
-        return "the file does not dequantize this weight" if constant and _per_channel(node) else None
+        return (
+            "the file does not dequantize this weight" if constant and _per_channel(node) else None
+        )
     scale, zero_point = (_number(program, a) for a in node.args[1:3])
     if not np.array_equal(file.graph.array(made.input[1]), scale.astype(np.float32)):
         return f"the file's scale differs from the simulation's ({made.input[1]})"
@@ -125,13 +133,14 @@ def _quantize(file: _File, program: fx.GraphModule, node: fx.Node) -> str | None
     made, bottom, top = file.producers.get(node.name), 0, 255
     while made is not None and made.op_type in ("Clip", "Reshape", "Flatten"):
         if made.op_type == "Clip":
-            bounds = [file.graph.array(n) for n in made.input[1:3]]
-            bottom, top = max(bottom, int(bounds[0])), min(top, int(bounds[1]))
+            low, high = (int(file.graph.array(n)) for n in made.input[1:3])
+            bottom, top = max(bottom, low), min(top, high)
         made = file.producers.get(made.input[0])
     if made is None or made.op_type != "QuantizeLinear":
         return None
     if (bottom, top) != tuple(int(code) for code in wanted):
-        return f"the file's codes are clipped to {bottom}..{top}, not to {int(wanted[0])}..{int(wanted[1])}"
+        bounds = f"{int(wanted[0])}..{int(wanted[1])}"
+        return f"the file's codes are clipped to {bottom}..{top}, not to {bounds}"
     if not np.array_equal(file.graph.array(made.input[1]), scale.astype(np.float32)):
         return "the file's scale differs from the simulation's"
     if not np.array_equal(file.zero_point(made), zero_point):
@@ -163,7 +172,7 @@ def _along(values: Any, dims: int, node: fx.Node) -> Any:
     if not _per_channel(node) or np.ndim(values) == 0:
         return values
     shape = [1] * dims
-    shape[int(node.args[3])] = -1  # type: ignore[call-overload]
+    shape[int(argument(node, 3))] = -1
     return values.reshape(shape)
 
 

@@ -6,6 +6,8 @@ The scale of output channel c becomes ``scale_c * |factor_c|``; where ``factor_c
 mirrored (``code -> low + high - code``, the zero point likewise), which negates every weight.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -20,14 +22,14 @@ def fold_frozen_batch_norm(program: fx.GraphModule) -> int:
     for node in list(program.graph.nodes):
         if name_of(node) not in {"conv1d", "conv2d", "linear"}:
             continue
-        chain = _chain(program, node)
+        chain = _chain(node)
         if chain and _fold_one(program, node, chain):
             folded += 1
     finish(program)
     return folded
 
 
-def _chain(program: fx.GraphModule, layer: fx.Node) -> list[fx.Node]:
+def _chain(layer: fx.Node) -> list[fx.Node]:
     """The frozen BatchNorm's nodes behind the layer, in order."""
     found: list[fx.Node] = []
     node = layer
@@ -44,12 +46,15 @@ def _chain(program: fx.GraphModule, layer: fx.Node) -> list[fx.Node]:
 
 def _fold_one(program: fx.GraphModule, layer: fx.Node, chain: list[fx.Node]) -> bool:
     dequantize = layer.args[1]
-    if not isinstance(dequantize, fx.Node) or "dequantize_per_channel" not in str(dequantize.target):
+    if not isinstance(dequantize, fx.Node) or "dequantize_per_channel" not in str(
+        dequantize.target
+    ):
         return False
-    codes_node, scale_node, zero_node, axis, low, high = dequantize.args[:6]
-    codes = attribute(program, str(codes_node.target))  # type: ignore[union-attr]
-    scale = attribute(program, str(scale_node.target))  # type: ignore[union-attr]
-    zero_point = attribute(program, str(zero_node.target))  # type: ignore[union-attr]
+    arguments: tuple[Any, ...] = dequantize.args
+    codes_node, scale_node, zero_node, axis, low, high = arguments[:6]
+    codes = attribute(program, str(codes_node.target))
+    scale = attribute(program, str(scale_node.target))
+    zero_point = attribute(program, str(zero_node.target))
     factor = torch.ones(len(scale), dtype=torch.double)
     offset = torch.zeros(len(scale), dtype=torch.double)
     bias_node = parameter_of(argument(layer, 2))
@@ -63,10 +68,10 @@ def _fold_one(program: fx.GraphModule, layer: fx.Node, chain: list[fx.Node]) -> 
             offset = offset - value if name_of(node) == "sub" else offset + value
     negative = factor < 0
     shape = [1] * codes.dim()
-    shape[int(axis)] = -1  # type: ignore[call-overload]
-    mirrored = (int(low) + int(high) - codes.to(torch.int16)).to(codes.dtype)  # type: ignore[call-overload]
+    shape[int(axis)] = -1
+    mirrored = (int(low) + int(high) - codes.to(torch.int16)).to(codes.dtype)
     _assign(program, codes_node, torch.where(negative.view(shape), mirrored, codes))
-    turned = (int(low) + int(high) - zero_point).to(zero_point.dtype)  # type: ignore[call-overload]
+    turned = (int(low) + int(high) - zero_point).to(zero_point.dtype)
     _assign(program, zero_node, torch.where(negative, turned, zero_point))
     _assign(program, scale_node, (scale.double() * factor.abs()).to(scale.dtype))
     weight_path = f"{layer.name}_folded.weight"

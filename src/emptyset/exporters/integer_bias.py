@@ -1,6 +1,6 @@
 """Biases as the runtime holds them: int32 with the scale of input times weight.
 
-    code = round(bias / (scale_input * scale_weight))
+code = round(bias / (scale_input * scale_weight))
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, fx
 
 from emptyset.graph.bias_range import LARGEST_CODE
-from emptyset.graph.operators import WEIGHTED, argument, attribute, name_of, parameter_of
+from emptyset.graph.nodes import finish, set_parameter
+from emptyset.graph.operators import (
+    WEIGHTED,
+    argument,
+    attribute,
+    name_of,
+    one_scale_per_output,
+    parameter_of,
+)
 from emptyset.quantizers.bias import round_to_steps
 
 
@@ -33,16 +41,16 @@ def round_biases(program: fx.GraphModule) -> dict[str, IntegerBias]:
         One bias per layer, by the name of the layer's node.
     """
     found: dict[str, IntegerBias] = {}
-    for node in program.graph.nodes:
+    for node in list(program.graph.nodes):
         bias_node = argument(node, 2) if name_of(node) in WEIGHTED else None
         if parameter_of(bias_node) is None:
             continue
         assert isinstance(bias_node, fx.Node)
         input_scale = _scale(program, node.args[0])
         weight_scale = _scale(program, node.args[1])
-        if input_scale is None or weight_scale is None:
+        if input_scale is None or weight_scale is None or not one_scale_per_output(node):
             continue
-        bias = attribute(program, str(bias_node.target))
+        bias = _own(program, node, bias_node)
         scale = input_scale * weight_scale
         if float((bias.detach().double() / scale.double()).abs().max()) > LARGEST_CODE:
             continue  # only outside plan `integer`, which raises such scales before
@@ -50,7 +58,23 @@ def round_biases(program: fx.GraphModule) -> dict[str, IntegerBias]:
         with torch.no_grad():
             bias.copy_(value)
         found[node.name] = IntegerBias(codes, scale)
+    finish(program)
     return found
+
+
+def _own(program: fx.GraphModule, node: fx.Node, bias_node: fx.Node) -> Tensor:
+    """The layer's bias; a copy where several layers (one module called twice) share it."""
+    bias: Tensor = attribute(program, str(bias_node.target))
+    if len(bias_node.users) == 1:
+        return bias
+    path = f"{node.name}_own_bias"
+    set_parameter(program, path, bias.detach().clone())
+    with program.graph.inserting_before(node):
+        copied = program.graph.create_node("get_attr", path)
+    copied.meta = dict(bias_node.meta)
+    node.args = (*node.args[:2], copied, *node.args[3:])
+    owned: Tensor = attribute(program, path)
+    return owned
 
 
 def _scale(program: fx.GraphModule, node: object) -> Tensor | None:

@@ -78,7 +78,9 @@ class Kernels:
         return self.integer / total if total else 1.0
 
 
-def session(model: Path | bytes, *, optimised: Path | None = None, threads: int | None = None) -> Any:
+def session(
+    model: Path | bytes, *, optimised: Path | None = None, threads: int | None = None
+) -> Any:
     """An ONNX Runtime session on the CPU, quiet, with what the certificate relies on.
 
     Args:
@@ -161,5 +163,6 @@ def _on_codes(node: Any, producers: dict[str, Any], constants: set[str]) -> bool
     source = producers.get(node.input[0])
     del constants
     return source is not None and (
-        source.op_type in INTEGER or source.op_type in {"QuantizeLinear", "Transpose", "Reshape", "MaxPool", "NhwcMaxPool"}
+        source.op_type in INTEGER
+        or source.op_type in {"QuantizeLinear", "Transpose", "Reshape", "MaxPool", "NhwcMaxPool"}
     )

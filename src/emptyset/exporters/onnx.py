@@ -1,5 +1,6 @@
 """The artefact: an ONNX file with QuantizeLinear and DequantizeLinear and a dynamic batch."""
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -96,6 +97,7 @@ def export(
     rewrites.convolutions_as_gemm(graph, simulation)
     rewrites.means_as_pools(graph, simulation)
     rewrites.move_codes(graph)
+    rewrites.keep_softmax_exact(graph)
     stored = rewrites.store_weights(graph, simulation)
     rewrites.store_biases(graph, simulation)
     rewrites.clip_codes(graph, simulation)
@@ -120,8 +122,9 @@ def export_float(teacher: Teacher, path: Path) -> int:
     from emptyset.exporters.onnx_graph import OnnxGraph
 
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    module, example = copy.deepcopy(teacher.module).cpu(), teacher.example().cpu()
     with quietly(), torch.no_grad():
-        exported = torch.export.export(teacher.module, (teacher.example(),), dynamic_shapes=dynamic)
+        exported = torch.export.export(module, (example,), dynamic_shapes=dynamic)
     graph = OnnxGraph(_to_proto(exported, teacher))
     graph.rename_output(OUTPUT_NAME)
     model = graph.write_back()
@@ -168,7 +171,7 @@ def _require_onnx() -> None:
 def _to_proto(exported: torch.export.ExportedProgram, teacher: Teacher) -> Any:
     with quietly(), torch.no_grad():
         program = torch.onnx.export(
-            exported, (teacher.example(),), dynamo=True, opset_version=OPSET, verbose=False,
+            exported, (teacher.example().cpu(),), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=[INPUT_NAME],
         )  # fmt: skip
     assert program is not None
@@ -196,12 +199,17 @@ def _entries(teacher: Teacher) -> dict[str, str]:
 
 
 def _notes(simulation: Simulation, stored: dict[str, int], grids: dict[str, Any]) -> list[str]:
-    notes = []
+    notes: list[str] = []
     narrow = sorted({grids[name].bits for name, bits in stored.items() if grids[name].bits < bits})
-    for bits in [b for b in narrow if b < 4]:
-        notes.append(f"{bits}-bit weights are stored in 4 bits each (ONNX has no narrower type here).")
+    notes += [
+        f"{bits}-bit weights are stored in 4 bits each (ONNX has no narrower type here)."
+        for bits in narrow
+        if bits < 4
+    ]
     if 4 in stored.values():
         notes.append("4-bit weights are stored in 4 bits and computed by 8-bit integer kernels.")
-    for layer, count in simulation.raised.items():
-        notes.append(f"{layer}: weight scale raised in {count} channels so that the bias fits int32.")
+    notes += [
+        f"{layer}: weight scale raised in {count} channels so that the bias fits int32."
+        for layer, count in simulation.raised.items()
+    ]
     return notes

@@ -135,9 +135,7 @@ class OnnxGraph:
 
     def _sorted(self) -> list[NodeProto]:
         known = {*self.constants, *self.inputs, ""}
-        missing = {
-            id(n): len({name for name in n.input if name not in known}) for n in self.nodes
-        }
+        missing = {id(n): len({name for name in n.input if name not in known}) for n in self.nodes}
         readers = self.readers()
         ready = [n for n in self.nodes if missing[id(n)] == 0]
         done: list[NodeProto] = []

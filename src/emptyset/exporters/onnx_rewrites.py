@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+import torch
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from emptyset.exporters.onnx_graph import OnnxGraph
 from emptyset.exporters.simulation import Simulation, is_quantize
 from emptyset.graph.operators import attribute
+from emptyset.quantizers.codes import pack
 
 DEQUANTIZE, QUANTIZE = "DequantizeLinear", "QuantizeLinear"
 # Marks the two-dimensional twin of a value.
@@ -99,7 +101,9 @@ def convolutions_as_gemm(graph: OnnxGraph, simulation: Simulation) -> int:
         weight = graph.producer(conv.input[1])
         shape, source = shapes.get(conv.output[0]), shapes.get(conv.input[0])
         readers = graph.readers().get(conv.output[0], [])
-        codes = graph.array(weight.input[0]) if weight is not None and weight.input else None
+        if weight is None or not weight.input:
+            continue
+        codes = graph.array(weight.input[0])
         if codes is None or shape is None or source is None or codes.shape[2:] != (1, 1):
             continue
         if tuple(source[1:]) != (codes.shape[1], 1, 1) or tuple(shape[2:]) != (1, 1):
@@ -180,6 +184,23 @@ def means_as_pools(graph: OnnxGraph, simulation: Simulation) -> int:
     return changed
 
 
+def keep_softmax_exact(graph: OnnxGraph) -> int:
+    """Keep ONNX Runtime from fusing a quantized softmax into its table-based kernel.
+
+    That kernel (QLinearSoftmax) gives other codes than softmax does: on a Swin network nearly all
+    of them. A ``LeakyRelu`` of slope 1, which changes nothing, stands in the way of the fusion.
+    """
+    kept = 0
+    for node in [n for n in graph.nodes if n.op_type == "Softmax"]:
+        source = graph.producer(node.input[0])
+        if source is None or source.op_type != DEQUANTIZE:
+            continue
+        same = graph.fresh(f"{node.input[0]}_same")
+        node.input[0] = graph.add("LeakyRelu", [node.input[0]], same, alpha=1.0)
+        kept += 1
+    return kept
+
+
 def move_codes(graph: OnnxGraph) -> int:
     """Between a dequantize and a quantize of the same scale, move the codes themselves."""
     changed = 0
@@ -199,9 +220,7 @@ def move_codes(graph: OnnxGraph) -> int:
     return changed
 
 
-def _codes_of(
-    graph: OnnxGraph, name: str, quantize: NodeProto, made: dict[str, str]
-) -> str | None:
+def _codes_of(graph: OnnxGraph, name: str, quantize: NodeProto, made: dict[str, str]) -> str | None:
     """Codes of a value on the quantizer's grid, moving nodes copied as needed; None: not so."""
     if name in made:
         return made[name]
@@ -209,7 +228,9 @@ def _codes_of(
     if node is None:
         return None
     if node.op_type == DEQUANTIZE:
-        same = all(_same(graph, a, b) for a, b in zip(node.input[1:], quantize.input[1:], strict=True))
+        same = all(
+            _same(graph, a, b) for a, b in zip(node.input[1:], quantize.input[1:], strict=True)
+        )
         return node.input[0] if same else None
     if node.op_type not in MOVES or len(node.output) != 1:
         return None
@@ -273,7 +294,9 @@ def store_weights(graph: OnnxGraph, simulation: Simulation) -> dict[str, int]:
             low = -(2 ** (grid.bits - 1))
             _store(graph, name, TensorProto.UINT4, codes - low)
             wide = graph.add("Cast", [name], f"{name}_32", to=TensorProto.INT32)
-            moved = graph.add("Sub", [wide, graph.constant(f"{name}_zero", zero - low)], f"{name}_0")
+            moved = graph.add(
+                "Sub", [wide, graph.constant(f"{name}_zero", zero - low)], f"{name}_0"
+            )
             node.input[0] = graph.add("Cast", [moved], f"{name}_8", to=TensorProto.INT8)
         else:
             _store(graph, name, TensorProto.INT4, codes)
@@ -295,8 +318,12 @@ def _along(values: np.ndarray[Any, Any], dims: int, axis: int) -> np.ndarray[Any
 
 
 def _store(graph: OnnxGraph, name: str, kind: int, codes: np.ndarray[Any, Any]) -> None:
-    tensor = helper.make_tensor(name, kind, codes.shape, codes.flatten().tolist())
-    graph.constants[name] = tensor
+    """Store codes as raw bytes: one each, or two 4-bit codes to the byte."""
+    if kind == TensorProto.INT8:
+        graph.constants[name] = numpy_helper.from_array(codes.astype(np.int8), name)
+        return
+    packed = pack(torch.from_numpy(codes.astype(np.int16)), 4).numpy().tobytes()
+    graph.constants[name] = helper.make_tensor(name, kind, codes.shape, packed, raw=True)
 
 
 def store_biases(graph: OnnxGraph, simulation: Simulation) -> int:
@@ -334,4 +361,3 @@ def clip_codes(graph: OnnxGraph, simulation: Simulation) -> int:
         graph.add("Clip", [wide, low, high], name)
         clipped += 1
     return clipped
-

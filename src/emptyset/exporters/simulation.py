@@ -58,7 +58,7 @@ def simulate(student: Student) -> Simulation:
             f"{len(unset)} of {len(student.quantizers)} quantizers have no range yet (first: "
             f"'{unset[0]}'). Run the refiner 'calibrate' on some images before exporting."
         )
-    copied = student.copy()
+    copied = student.on_cpu()
     raised = keep_biases_in_int32(copied)
     for quantizer in copied.quantizers.values():
         quantizer.enabled = True
@@ -68,7 +68,7 @@ def simulate(student: Student) -> Simulation:
     fold_frozen_batch_norm(program)
     absorb_clips(program)
     rounded, before = round_biases(program), _layer_names(program)
-    example = student.teacher.example()
+    example = copied.teacher.example()
     with quietly(), torch.no_grad():
         dynamic = ({0: torch.export.Dim.DYNAMIC},)
         exported = torch.export.export(program, (example,), dynamic_shapes=dynamic)

@@ -59,7 +59,9 @@ def _attention(graph: fx.Graph, node: fx.Node, given: dict[str, Any]) -> fx.Node
     mask = given.get("attn_mask")
     if mask is not None:
         if mask.meta["val"].dtype == torch.bool:
-            raise CaptureError(f"{node.name}: a boolean attention mask; pass it as float (0, -inf).")
+            raise CaptureError(
+                f"{node.name}: a boolean attention mask; pass it as float (0, -inf)."
+            )
         scores = insert(ATEN.add.Tensor, scores, mask)
     weights = insert(ATEN.softmax.int, scores, -1)
     return insert(ATEN.matmul.default, weights, value)

@@ -13,12 +13,14 @@ import math
 import torch
 from torch import Tensor, fx
 
+from emptyset.errors import UnsupportedModelError
 from emptyset.graph.nodes import call, finish, get_parameter, set_parameter
 from emptyset.graph.operators import (
     argument,
     attribute,
     is_parameter,
     is_weighted,
+    module_path,
     name_of,
     weight_axis,
 )
@@ -30,14 +32,29 @@ RESHAPES = {"view", "reshape", "flatten", "unflatten", "_unsafe_view", "transpos
 def statistics(graph_module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
     """Factor and offset of one batch_norm node: ``out = factor * x + offset``, each ``(C,)``."""
     weight, bias, mean, var = (
-        attribute(graph_module, str(a.target)).detach().double() if is_parameter(a) else None
-        for a in node.args[1:5]
+        None if v is None else v.double() for v in _stored(graph_module, node)
     )
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     factor = (var + float(node.args[7])).rsqrt()  # type: ignore[arg-type]
     factor = factor if weight is None else factor * weight
     offset = -mean * factor
     return factor, offset if bias is None else offset + bias
+
+
+def _stored(graph_module: fx.GraphModule, node: fx.Node) -> list[Tensor | None]:
+    """Weight, bias, mean and variance of one batch_norm node; the first two may be None."""
+    values = [
+        attribute(graph_module, str(a.target)).detach() if is_parameter(a) else None
+        for a in node.args[1:5]
+    ]
+    if values[2] is None or values[3] is None:
+        raise UnsupportedModelError(
+            f"{module_path(node) or node.name}: this BatchNorm has no stored statistics "
+            "(track_running_stats=False), so one image's output depends on its batch. Store "
+            "statistics, or replace the layer by one that normalises each image by itself."
+        )
+    return values
 
 
 def fold(graph_module: fx.GraphModule) -> int:
@@ -110,17 +127,17 @@ def freeze(graph_module: fx.GraphModule) -> int:
     for node in list(graph.nodes):
         if name_of(node) != "batch_norm":
             continue
-        source, weight, bias, mean, var = node.args[:5]
+        source = node.args[0]
         shape = [-1] + [1] * (node.meta["val"].dim() - 2)
-        path = str(mean.target).removesuffix("running_mean")
-        values = {name: attribute(graph_module, str(n.target)).detach() if is_parameter(n) else None
-                  for name, n in (("mean", mean), ("var", var), ("weight", weight), ("bias", bias))}
-        inverse = (values["var"].double() + float(node.args[7])).rsqrt().float()
+        path = str(node.args[3].target).removesuffix("running_mean")
+        weight, bias, mean, var = _stored(graph_module, node)
+        assert var is not None
+        inverse = (var.double() + float(node.args[7])).rsqrt().float()
         steps = [
-            (ATEN.sub.Tensor, "frozen_mean", values["mean"]),
+            (ATEN.sub.Tensor, "frozen_mean", mean),
             (ATEN.mul.Tensor, "frozen_inverse_std", inverse),
-            (ATEN.mul.Tensor, "frozen_weight", values["weight"]),
-            (ATEN.add.Tensor, "frozen_bias", values["bias"]),
+            (ATEN.mul.Tensor, "frozen_weight", weight),
+            (ATEN.add.Tensor, "frozen_bias", bias),
         ]
         with graph.inserting_before(node):
             for target, name, value in steps:

@@ -9,7 +9,13 @@ tensor's values.)
 import torch
 from torch import Tensor
 
-from emptyset.graph.operators import argument, attribute, layer_path, parameter_of, weighted_layers
+from emptyset.graph.operators import (
+    argument,
+    attribute,
+    one_scale_per_output,
+    parameter_of,
+    weighted_layers,
+)
 from emptyset.graph.student import Student
 from emptyset.quantizers.affine import AffineFakeQuantizer
 
@@ -26,10 +32,11 @@ def keep_biases_in_int32(student: Student) -> dict[str, int]:
     raised: dict[str, int] = {}
     if not student.integer_biases:
         return raised
-    by_name = {layer.name: layer for layer in student.layers()}
-    for node in weighted_layers(student.program):
+    layers = zip(weighted_layers(student.program), student.layers(), strict=True)
+    for node, layer in layers:
         bias_node = parameter_of(argument(node, 2))
-        layer = by_name[layer_path(node)]
+        if not one_scale_per_output(node):
+            continue
         if bias_node is None or not layer.weight_quantizer or not layer.input_quantizer:
             continue
         bias = attribute(student.program, str(bias_node.target)).detach().double().abs()

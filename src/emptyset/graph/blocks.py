@@ -191,7 +191,9 @@ class _Flow:
         """Positions after which exactly one tensor is still read: the one just computed."""
         position = {node: i for i, node in enumerate(self.order)}
         last_read = {
-            node: max((position.get(u, len(self.order)) for u in node.users if not _is_size(u)), default=i)
+            node: max(
+                (position.get(u, len(self.order)) for u in node.users if not _is_size(u)), default=i
+            )
             for node, i in position.items()
         }
         reach, found = -1, set()

@@ -5,8 +5,11 @@ is then put into a form in which every value is one tensor and nothing is change
 what plans and blocks rely on.
 """
 
+import contextlib
 import copy
+import io
 import traceback
+
 import torch
 from torch import fx, nn
 
@@ -34,7 +37,10 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """
     exported = _export(copy.deepcopy(module).eval(), example)
     with quietly():
+        if _writes_through_views(exported.graph):
+            exported = exported.run_decompositions({})
         graph_module = exported.module(check_guards=False)
+    _restore_batch_norms(graph_module)
     _make_functional(graph_module)
     _single_outputs(graph_module)
     _drop_identities(graph_module)
@@ -48,9 +54,12 @@ def _export(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedPr
     first: Exception | None = None
     for strict in (False, True):
         try:
-            with torch.no_grad(), quietly():
-                return torch.export.export(module, (example,), dynamic_shapes=dynamic, strict=strict)
-        except Exception as error:  # noqa: BLE001 - torch raises many kinds here
+            # On failure torch prints the whole graph; the error says what users need.
+            with torch.no_grad(), quietly(), contextlib.redirect_stderr(io.StringIO()):
+                return torch.export.export(
+                    module, (example,), dynamic_shapes=dynamic, strict=strict
+                )
+        except Exception as error:
             first = first or error
     assert first is not None
     raise CaptureError(
@@ -63,7 +72,7 @@ def _export(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedPr
 
 
 def _reason(error: Exception) -> str:
-    """torch's first sentence, and the user's line where it happened."""
+    """Torch's first sentence, and the user's line where it happened."""
     text = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = text[0] if text else type(error).__name__
     inside = [line for line in text if ".py" in line and "line" in line and "torch/" not in line]
@@ -73,8 +82,48 @@ def _reason(error: Exception) -> str:
     if inside:
         where = f"\n  at {inside[-1]}"
     elif users:
-        where = f'\n  at {users[-1].filename}, line {users[-1].lineno}: {users[-1].line}'
+        where = f"\n  at {users[-1].filename}, line {users[-1].lineno}: {users[-1].line}"
     return f"  {type(error).__name__}: {reason}{where}"
+
+
+def _writes_through_views(graph: fx.Graph) -> bool:
+    """Whether something is changed in place of which a view exists, as in ``x[:, :2] += 1``.
+
+    Readers of the other view then see the change too; only torch itself can follow that.
+    """
+    base: dict[fx.Node, fx.Node] = {}
+    viewed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if is_getitem(node) and node.args[0] in base:
+            base[node] = base[node.args[0]]
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.args:
+            continue
+        source, schema = node.args[0], node.target._schema
+        if not isinstance(source, fx.Node):
+            continue
+        if schema.is_mutable:
+            if source in base or source in viewed:
+                return True
+        elif any(value.alias_info is not None for value in schema.returns):
+            base[node] = base.get(source, source)
+            viewed.add(base[node])
+    return False
+
+
+def _restore_batch_norms(graph_module: fx.GraphModule) -> None:
+    """Give a BatchNorm that torch took apart its plain form back."""
+    for node in list(graph_module.graph.nodes):
+        source = node.args[0] if is_getitem(node) else None
+        if not isinstance(source, fx.Node) or node.args[1] != 0:
+            continue
+        if name_of(source) != "_native_batch_norm_legit_no_training":
+            continue
+        x, weight, bias, mean, var, momentum, epsilon = source.args
+        arguments = (x, weight, bias, mean, var, False, momentum, epsilon, False)
+        with graph_module.graph.inserting_before(node):
+            new = call(graph_module.graph, ATEN.batch_norm.default, arguments, source)
+        node.replace_all_uses_with(new)
+        graph_module.graph.erase_node(node)
 
 
 def _make_functional(graph_module: fx.GraphModule) -> None:
@@ -127,7 +176,7 @@ def _single_outputs(graph_module: fx.GraphModule) -> None:
 def _axis(node: fx.Node, kind: str) -> int:
     position = 1 if kind == "unbind" else 2
     axis = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
-    return int(axis)  # type: ignore[call-overload, no-any-return]
+    return int(axis)  # type: ignore[arg-type]
 
 
 def _drop_identities(graph_module: fx.GraphModule) -> None:

@@ -31,6 +31,7 @@ from emptyset.graph.operators import (
     tensor_inputs,
 )
 from emptyset.graph.plans import (
+    ANNOTATION,
     LayerBits,
     PlanQuantizer,
     activation_spec,
@@ -80,9 +81,7 @@ class IntegerQuantizer(PlanQuantizer):
 
     integer_biases = True
 
-    def __init__(
-        self, bits: Bits, overrides: Mapping[str, str], settings: IntegerSettings
-    ) -> None:
+    def __init__(self, bits: Bits, overrides: Mapping[str, str], settings: IntegerSettings) -> None:
         super().__init__(bits, overrides)
         self.settings = settings
 
@@ -104,9 +103,7 @@ class IntegerQuantizer(PlanQuantizer):
             annotate(node, {weight: weight_spec(node, layer.weights, symmetric=symmetric)}, None)
         for group in groups(model):
             self._annotate_group(group)
-        self.float_inputs = [
-            layer_path(node) for node in self.layers if not _reads_quantized(node)
-        ]
+        self.float_inputs = [layer_path(node) for node in self.layers if not _reads_quantized(node)]
         return model
 
     def _layer_bits(self, role: str) -> LayerBits:
@@ -217,8 +214,8 @@ def _is_weight(node: fx.Node) -> bool:
     if not is_parameter(node):
         return False
     return all(
-        not (is_binary(u) or is_matmul(u) or is_pass(u) or is_concat(u)) or
-        (is_weighted(u) and node in (u.args[1], argument(u, 2)))
+        not (is_binary(u) or is_matmul(u) or is_pass(u) or is_concat(u))
+        or (is_weighted(u) and node in (u.args[1], argument(u, 2)))
         for u in node.users
     )
 
@@ -226,5 +223,5 @@ def _is_weight(node: fx.Node) -> bool:
 def _reads_quantized(node: fx.Node) -> bool:
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    here, there = node.meta.get("quantization_annotation"), source.meta.get("quantization_annotation")
+    here, there = node.meta[ANNOTATION], source.meta.get(ANNOTATION)
     return source in here.input_qspec_map or (there is not None and there.output_qspec is not None)

@@ -20,9 +20,7 @@ def finish(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def call(
-    graph: fx.Graph, target: Any, arguments: tuple[Any, ...], like: fx.Node
-) -> fx.Node:
+def call(graph: fx.Graph, target: Any, arguments: tuple[Any, ...], like: fx.Node) -> fx.Node:
     """Insert a call before the current insertion point, with shape and origin filled in."""
     node = graph.call_function(target, arguments)
     node.meta = {k: v for k, v in like.meta.items() if k in ("nn_module_stack", "stack_trace")}

@@ -1,11 +1,12 @@
 """What the operators of a captured graph mean to quantization.
 
 A captured graph holds aten operators. Everything here is keyed by the operator's name without its
-overload, for example ``aten.conv2d``; an operator that is in no group is *opaque*: it runs in float.
+overload, for example ``aten.conv2d``; an operator that is in no group is *opaque*: it runs in
+float.
 """
 
 import operator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.fx import GraphModule, Node
@@ -35,7 +36,7 @@ def name_of(node: Node) -> str:
     return ""
 
 
-def is_tensor(node: Any) -> bool:
+def is_tensor(node: Any) -> TypeGuard[Node]:
     """Whether the node gives one tensor of floating point."""
     if not isinstance(node, Node):
         return False
@@ -65,7 +66,7 @@ def is_matmul(node: Node) -> bool:
     return name_of(node) in MATMUL
 
 
-def is_parameter(node: Any) -> bool:
+def is_parameter(node: Any) -> TypeGuard[Node]:
     """Whether the node reads a parameter or a buffer."""
     return isinstance(node, Node) and node.op == "get_attr"
 
@@ -103,7 +104,9 @@ def clip_bounds(node: Node) -> tuple[float, float] | None:
     else:
         defaults = [None, None]
     bounds += defaults[len(bounds) :]
-    for position, key in enumerate(("min", "max") if kind != "hardtanh" else ("min_val", "max_val")):
+    for position, key in enumerate(
+        ("min", "max") if kind != "hardtanh" else ("min_val", "max_val")
+    ):
         bounds[position] = node.kwargs.get(key, bounds[position])
     if any(isinstance(bound, Node) for bound in bounds):
         return None
@@ -138,6 +141,12 @@ def pass_inputs(node: Node) -> list[Node]:
 def weight_axis(node: Node) -> int:
     """Output-channel axis of the weight of a convolution or linear."""
     return 1 if name_of(node) == "conv_transpose2d" else 0
+
+
+def one_scale_per_output(node: Node) -> bool:
+    """Whether weight scales and biases match one to one (not so where transposed and grouped)."""
+    groups = argument(node, 6) if name_of(node) == "conv_transpose2d" else None
+    return groups in (None, 1)
 
 
 def argument(node: Node, position: int) -> Any:

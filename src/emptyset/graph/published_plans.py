@@ -41,7 +41,8 @@ class EveryLayerSettings:
 @dataclass(frozen=True)
 class EveryLayerPlan:
     """Every convolution and linear, first and last included, b bits per output channel, affine;
-    activations b bits per tensor, affine, after every ReLU and ReLU6 only."""
+    activations b bits per tensor, affine, after every ReLU and ReLU6 only.
+    """
 
     settings: EveryLayerSettings
 
@@ -73,7 +74,8 @@ class EveryLayerQuantizer(PlanQuantizer):
                 annotate(node, {}, low)
         for node, layer in self.layers.items():
             weight, source = node.args[1], node.args[0]
-            assert isinstance(weight, fx.Node) and isinstance(source, fx.Node)
+            assert isinstance(weight, fx.Node)
+            assert isinstance(source, fx.Node)
             inputs = {weight: weight_spec(node, layer.weights, symmetric=False)}
             origin = through_passes(source)
             if origin.meta.get("quantization_annotation") is None or layer.inputs is None:
@@ -118,7 +120,8 @@ class Edges8BitSettings:
 @dataclass(frozen=True)
 class Edges8BitPlan:
     """Weights b bits, first and last layer 8; input of every convolution and linear b bits, the
-    image not; per output channel and per tensor, affine."""
+    image not; per output channel and per tensor, affine.
+    """
 
     settings: Edges8BitSettings
 
@@ -145,7 +148,8 @@ class Edges8BitQuantizer(PlanQuantizer):
         )
         for node, layer in self.layers.items():
             weight, source = node.args[1], node.args[0]
-            assert isinstance(weight, fx.Node) and isinstance(source, fx.Node)
+            assert isinstance(weight, fx.Node)
+            assert isinstance(source, fx.Node)
             inputs = {weight: weight_spec(node, layer.weights, symmetric=False)}
             if through_passes(source).op == "placeholder":
                 self.layers[node] = LayerBits(layer.weights, None, layer.role)

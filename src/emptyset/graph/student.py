@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from emptyset.graph.operators import (
     layer_path,
     module_path,
     name_of,
+    one_scale_per_output,
     parameter_of,
     weighted_layers,
 )
@@ -135,7 +136,7 @@ class Student:
                 QuantizedLayer(
                     path,
                     name_of(node),
-                    tuple(attribute(self.program, f"{path}.weight").shape),
+                    tuple(self._weight(node).shape),
                     self.layer_bits[path],
                     names[id(quantizers[1])] if quantizers[1] is not None else None,
                     names[id(quantizers[0])] if quantizers[0] is not None else None,
@@ -145,7 +146,13 @@ class Student:
 
     def weight_of(self, layer: QuantizedLayer) -> Tensor:
         """The layer's float weight."""
-        weight: Tensor = attribute(self.program, f"{layer.name}.weight")
+        nodes = {layer_path(node): node for node in weighted_layers(self.program)}
+        return self._weight(nodes[layer.name])
+
+    def _weight(self, node: fx.Node) -> Tensor:
+        parameter = parameter_of(node.args[1])
+        assert parameter is not None
+        weight: Tensor = attribute(self.program, str(parameter.target))
         return weight
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -197,6 +204,24 @@ class Student:
         except (OSError, SafetensorError) as error:
             raise TeacherError(f"{path}: not a readable student ({error}).") from error
         self.load_state_dict(state)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it was captured, and runs."""
+        return self.teacher.example(1).device
+
+    def on_cpu(self) -> "Student":
+        """A copy on the CPU: a graph holds its device, so the network is captured there anew."""
+        if self.device.type == "cpu":
+            return self.copy()
+        module = copy.deepcopy(self.teacher.module).cpu()
+        placed = prepare(
+            replace(self.teacher, module=module), self.bits, plan=self.plan,
+            batch_norm=self.batch_norm, overrides=self.settings["overrides"],
+            plan_settings=self.settings["settings"],
+        )  # fmt: skip
+        placed.load_state_dict({name: value.cpu() for name, value in self.state_dict().items()})
+        return placed
 
     def copy(self) -> "Student":
         """An independent student with the same state."""
@@ -267,7 +292,7 @@ def _round_biases(program: fx.GraphModule) -> None:
     for node in weighted_layers(program):
         bias = parameter_of(argument(node, 2))
         inputs, weight = (_quantizer(program, a) for a in node.args[:2])
-        if bias is None or inputs is None or weight is None:
+        if bias is None or inputs is None or weight is None or not one_scale_per_output(node):
             continue
         name = f"bias_fake_quantizer_{node.name}"
         program.add_submodule(name, BiasFakeQuantizer(inputs, weight))

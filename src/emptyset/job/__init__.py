@@ -76,12 +76,14 @@ def run(
         verdict = stages.guard()
         least = recipe.evaluate.min_agreement
         if least is not None and verdict.agreement < least:
+            folder.discard("run", "report", "evaluation", "export")
             raise CollapseError(
                 f"{verdict.message()}\nThe limit is {least:.1%} (--min-agreement), so no file "
                 f"was written. The run is in {out}."
             )
         certificate = stages.export()
         if not certificate["holds"]:
+            folder.discard("run", "report", "evaluation")
             raise CertificateError(
                 f"The file does not compute what was simulated: {certificate['fault']} "
                 f"It was left as {out / REJECTED} and must not be used. Run `emptyset check "

@@ -21,7 +21,15 @@ def quietly() -> Iterator[None]:
 
     Meant for imports, captures and exports. Errors still raise.
     """
-    names = ("torchao", "torch.utils._pytree", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    names = (
+        "torch",
+        "torchao",
+        "torch.utils._pytree",
+        "torch.onnx",
+        "torch.export",
+        "onnxscript",
+        "onnx_ir",
+    )
     loggers = [logging.getLogger(), *(logging.getLogger(name) for name in names)]
     silence = _Silence()
     handlers = [handler for logger in loggers for handler in logger.handlers]

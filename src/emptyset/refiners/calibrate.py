@@ -15,6 +15,7 @@ from torch import Tensor
 
 from emptyset.errors import ImagesError
 from emptyset.graph.bias_range import keep_biases_in_int32
+from emptyset.graph.operators import attribute
 from emptyset.graph.student import Student
 from emptyset.images.image_set import Batch
 from emptyset.monitor import SILENT, Monitor, State
@@ -94,13 +95,13 @@ class Calibrate:
         watched = {n: q for n, q in student.quantizers.items() if q.axis is None}
         estimators = {name: self._estimator(q) for name, q in watched.items()}
         done = _restore(estimators, monitor.restore("calibrate"))
-        with student.float_mode(), torch.no_grad(), _watching(watched, estimators):
+        with student.float_mode(), torch.no_grad(), _Watching(watched, estimators):
             seen = 0
             for batch in images.batches(self.config.batch_size):
                 seen += len(batch.images)
                 if seen <= done:
                     continue
-                student(batch.images)
+                student(batch.images.to(student.device))
                 monitor.advance("calibrate", seen, len(images))
                 count = seen
                 monitor.keep("calibrate", lambda count=count: _state(estimators, count))  # type: ignore[misc]
@@ -112,13 +113,15 @@ class Calibrate:
         keep_biases_in_int32(student)
 
     def _set_weight(self, student: Student, name: str, quantizer: AffineFakeQuantizer) -> None:
-        weight = dict(student.program.named_parameters())[name]
+        weight = attribute(student.program, name)
         estimator = self._estimator(quantizer)
         estimator.update(weight.detach())
         quantizer.set_range(*estimator.low_high())
 
     def _estimator(self, quantizer: AffineFakeQuantizer) -> RangeEstimator:
-        wanted = self.config.activation_range if quantizer.axis is None else self.config.weight_range
+        wanted = (
+            self.config.activation_range if quantizer.axis is None else self.config.weight_range
+        )
         if wanted == "auto":
             wanted = "min_max" if quantizer.bits == 8 else "lp_norm"
         entry = ranges.get(wanted)
@@ -132,7 +135,7 @@ class Calibrate:
         return estimator
 
 
-class _watching:
+class _Watching:
     """Inside, each quantizer's input goes to its estimator; hooks are always removed."""
 
     def __init__(

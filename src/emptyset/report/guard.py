@@ -72,10 +72,11 @@ def _proposal(guilty: Sequence[LayerRow], rows: Sequence[LayerRow]) -> tuple[str
     proposals = []
     if low:
         proposals.append(" ".join(f"--set plan.overrides.{row.name}=w8a8" for row in low))
-    if any((row.activation_bits or 8) < 8 for row in rows):
-        weight_bits = min(row.weight_bits for row in rows)
-        proposals.append(f"--bits w{weight_bits}a8")
-    elif any(row.weight_bits < 8 for row in rows):
+    weight_bits = min((row.weight_bits for row in rows), default=8)
+    activation_bits = min((row.activation_bits or 8 for row in rows), default=8)
+    if weight_bits < 4 or activation_bits < 8:
+        proposals.append(f"--bits w{max(weight_bits, 4)}a8")
+    elif weight_bits < 8:
         proposals.append("--bits w8a8")
     if not proposals:
         proposals.append("--images DIR with a few real images")

@@ -1,0 +1,97 @@
+"""The functions of the data flow, each alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from emptyset import pipeline
+from emptyset.errors import ImagesError, RecipeError, UnknownNameError
+from emptyset.images.image_set import ImageSet
+from emptyset.teachers.teacher import InputSpec, Teacher
+
+
+class SumOfPixels(nn.Module):
+    """Logits that can be computed by hand: the sums of the three channels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.sum(dim=(2, 3))
+
+
+TEACHER = Teacher("sums", SumOfPixels(), InputSpec((3, 2, 5), (0.5,) * 3, (0.25,) * 3))
+
+
+def images(labels: list[int]) -> ImageSet:
+    """Images whose channel `label` is the brightest."""
+    pixels = torch.zeros(len(labels), 3, 2, 5)
+    for index, label in enumerate(labels):
+        pixels[index, label] = 1.0
+    return ImageSet(pixels, torch.tensor(labels))
+
+
+def test_measures_accuracy_and_agreement() -> None:
+    shown = images([0, 1, 2, 2, 1, 0, 0])
+
+    def two_wrong(batch: Tensor) -> Tensor:
+        logits = batch.sum(dim=(2, 3))
+        # Class 2 is never named: two of seven images change.
+        logits[:, 2] = -9.0
+        return logits
+
+    found = pipeline.measure(two_wrong, TEACHER, shown, batch_size=3)
+    assert found.teacher is not None
+    assert found.quantized is not None
+    assert found.teacher.top1 == 1.0
+    assert found.quantized.top1 == pytest.approx(5 / 7)
+    assert found.agreement.share == pytest.approx(5 / 7)
+    assert found.to_json()["agreement"]["count"] == 7
+
+
+def test_without_class_indices_only_agreement_is_measured() -> None:
+    shown = images([0, 1, 2])
+    unlabelled = ImageSet(shown.images)
+    soft = ImageSet(shown.images, torch.full((3, 3), 1 / 3))
+    for some in (unlabelled, soft):
+        assert not pipeline.has_labels(some)
+        found = pipeline.measure(TEACHER, TEACHER, some)
+        assert found.teacher is None
+        assert found.quantized is None
+        assert found.agreement.share == 1.0
+
+
+def test_the_device_is_chosen_once_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pipeline.chosen_device("auto") == torch.device("cpu")
+    with pytest.raises(RecipeError, match="no usable cuda"):
+        pipeline.chosen_device("cuda")
+    with pytest.raises(RecipeError, match="expected auto, cpu, cuda or mps"):
+        pipeline.chosen_device("tpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pipeline.chosen_device("auto") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pipeline.chosen_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    # 256 images of 3 x 64 x 64 hold as many numbers as 20.9 of 3 x 224 x 224.
+    [((3, 32, 32), 256), ((3, 64, 64), 256), ((3, 224, 224), 20), ((3, 4096, 4096), 1)],
+)
+def test_batches_shrink_as_images_grow(shape: tuple[int, int, int], expected: int) -> None:
+    assert pipeline.batch_size_for(shape) == expected
+
+
+def test_images_that_are_not_there_name_the_methods_that_make_some(tmp_path: Path) -> None:
+    with pytest.raises(ImagesError, match=r"no such file or folder of images.*zeroq"):
+        pipeline.images_from(tmp_path / "photos", TEACHER)
+
+
+def test_unknown_methods_name_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'zeroq'"):
+        pipeline.synthesize(TEACHER, "zeroqq")
+    with pytest.raises(UnknownNameError, match="Did you mean 'energy'"):
+        pipeline.select(images([0, 1]), TEACHER, "energi")
+    with pytest.raises(UnknownNameError, match="Did you mean 'integer'"):
+        pipeline.prepare(TEACHER, plan="integr")
