@@ -41,7 +41,12 @@ def teacher_of(name: str) -> Teacher:
 
 def static_quantized(float_file: Path, images: torch.Tensor, folder: Path) -> Path:
     """ONNX Runtime's `quantize_static`: QDQ, per channel, min-max, after its own preprocessing."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -86,7 +91,10 @@ def measure(name: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
         files[bits] = folder / f"{bits}.onnx"
         export(student, files[bits], float_path=files["float32"] if bits == "w8a8" else None)
     files["quantize_static"] = static_quantized(files["float32"], images.images, folder)
-    times = {batch: timed(files, batch, rounds if batch == 1 else max(rounds // 3, 3)) for batch in (1, 32)}
+    times = {
+        batch: timed(files, batch, rounds if batch == 1 else max(rounds // 3, 3))
+        for batch in (1, 32)
+    }
     base = files["float32"].stat().st_size
     rows = []
     for kind, path in files.items():

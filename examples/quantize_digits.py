@@ -1,7 +1,7 @@
 """The whole way by hand: from a trained network to a proved integer file, and what was lost.
 
 Run: python examples/quantize_digits.py [COUNT [STEPS]]
-Differs from the paper (ZeroQ): fewer steps than its 500, which is enough for 8 bits.
+Differs from the paper (ZeroQ): 100 steps on a cosine schedule instead of 500 with a plateau.
 """
 
 import sys

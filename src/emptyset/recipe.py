@@ -309,8 +309,8 @@ def default_data(bits: str) -> dict[str, Any]:
         bits: For example ``w8a8``.
     """
     return {
-        # The published 500 steps change no result at 8 bits that could be measured, and would be
-        # most of the time a run takes on a processor.
+        # Ours, for speed: the published 500 steps would be most of the time that a run takes on a
+        # processor. So few never reach a plateau, hence the cosine.
         "synthesize": {
             "method": DEFAULT_METHOD,
             "count": DEFAULT_COUNT,

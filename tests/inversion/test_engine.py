@@ -294,6 +294,47 @@ def test_a_network_that_cannot_be_compiled_runs_eagerly_and_says_so_once(
     assert not bool(monitor.kept["test.execution"]["compiled"])
 
 
+class KilledError(Exception):
+    pass
+
+
+class Mortal(Notes):
+    """Is killed after a number of kept states."""
+
+    limit: int | None = None
+
+    def keep(self, key: str, state: Callable[[], State], *, final: bool = False) -> None:
+        if len(self.notes) == self.limit:
+            raise KilledError
+        self.notes.append(key)
+        self.kept[key] = {name: value.clone() for name, value in state().items()}
+
+
+@pytest.mark.parametrize("harvest", [{"snapshots": (2, 6)}, {"keep_best": True}])
+@pytest.mark.parametrize("limit", [1, 4, 9])
+def test_a_killed_run_that_draws_and_harvests_ends_the_same(
+    harvest: dict[str, Any], limit: int
+) -> None:
+    def draw(step: int, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+        return {"noise": torch.randn(count, 2, 5, 6, generator=generator)}
+
+    def augment(images: Tensor, drawn: Any) -> Tensor:
+        return images + 0.3 * drawn["noise"]
+
+    changed = method(draw=draw, augment=augment, targets=labels, **harvest)
+    expected = invert(changed, teacher(), 6, seed=0, settings={}, execution=EXACT)
+    monitor = Mortal()
+    monitor.limit = limit
+    with pytest.raises(KilledError):
+        invert(changed, teacher(), 6, seed=0, settings={}, execution=EXACT, monitor=monitor)
+    monitor.limit = None
+    found = invert(changed, teacher(), 6, seed=0, settings={}, execution=EXACT, monitor=monitor)
+    assert torch.equal(found.images, expected.images)
+    assert found.targets is not None
+    assert expected.targets is not None
+    assert torch.equal(found.targets, expected.targets)
+
+
 def test_compiling_pays_for_much_work_only() -> None:
     def pays(steps: int) -> bool:
         # A ResNet-20 on CIFAR, 64 images at a time, on two threads.

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from emptyset.errors import CertificateError, ImagesError
+from emptyset.errors import CertificateError, ImagesError, MissingExtraError
 from emptyset.exporters.code_comparison import CodeComparison, NodeRecord
 from emptyset.exporters.constants_check import compare_constants
 from emptyset.exporters.kernels import instruction_set, saturates, session
@@ -26,6 +26,8 @@ from emptyset.monitor import SILENT, Monitor
 
 PIXELS_PER_BATCH = 64 * 32 * 32
 PIXELS_IN_ALL = 256 * 32 * 32
+# Logits are float sums; the runtime adds in float32, the comparison in float64.
+LOGITS_GAP = 1e-4
 
 
 class Images(Protocol):
@@ -120,13 +122,14 @@ def certify(
 
     Raises:
         ImagesError: With fewer than 2 images.
+        CertificateError: If the runtime cannot load the file.
     """
     path = Path(path)
     simulation = simulation or simulate(student)
     used = _limit(images, limit)
     batch = max(2, PIXELS_PER_BATCH // _pixels(student))
+    shipped = _loaded(path)
     constants, fault = compare_constants(path, simulation)
-    shipped = session(path)
     exposed, same_kernels = _exposed(path, simulation)
     comparison = CodeComparison(simulation)
     agree, done, sizes = 0, 0, {2}
@@ -143,7 +146,10 @@ def certify(
         logits = shipped.run(None, {shipped.get_inputs()[0].name: chunk.numpy()})[0]
         if not np.array_equal(logits, values[names[0]]):
             logits_fault = "exposing the codes changes the logits"
-        comparison.compare(chunk, values)
+        expected = comparison.compare(chunk, values).numpy()
+        gap = float(np.abs(logits - expected).max() / (np.abs(expected).max() or 1.0))
+        if not gap <= LOGITS_GAP:
+            logits_fault = f"the logits differ by {gap:.1e} of the largest from what follows"
         agree += int((simulation(chunk).argmax(1).numpy() == logits.argmax(1)).sum())
         sizes.add(len(chunk))
         done += len(chunk)
@@ -157,6 +163,18 @@ def certify(
         sum(n.values for n in nodes), sum(n.ties for n in nodes), agree / max(done, 1),
         sorted(sizes), same_kernels, _environment(path),
     )  # fmt: skip
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        return session(path)
+    except MissingExtraError:
+        raise
+    except Exception as error:  # the runtime raises kinds of its own
+        raise CertificateError(
+            f"{path}: ONNX Runtime cannot load this file ({error}). It is damaged, or no ONNX "
+            "file; export the student again."
+        ) from error
 
 
 def _limit(images: Images, limit: int | None) -> int:

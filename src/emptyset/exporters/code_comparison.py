@@ -60,10 +60,15 @@ class CodeComparison:
         self._program = simulation.program
         self._records: dict[str, NodeRecord] = {}
 
-    def compare(self, images: Tensor, runtime: dict[str, Any]) -> None:
-        """Compare one batch; ``runtime`` holds the file's codes by value name."""
+    def compare(self, images: Tensor, runtime: dict[str, Any]) -> Tensor:
+        """Compare one batch; ``runtime`` holds the file's codes by value name.
+
+        Returns:
+            ``(N, K)`` float64 logits that follow from the runtime's own codes.
+        """
         with torch.no_grad():
-            _Run(self._program, runtime, self._records).run(images.double())
+            logits: Tensor = _Run(self._program, runtime, self._records).run(images.double())
+        return logits
 
     def records(self) -> list[NodeRecord]:
         """One record per quantizer, in order of execution."""

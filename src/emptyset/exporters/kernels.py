@@ -133,12 +133,11 @@ def kernels_of(path: Path | bytes) -> Kernels:
         session(path, optimised=optimised)
         graph = onnx.load(optimised).graph
     counts = Counter(node.op_type for node in graph.node)
-    constants = {c.name for c in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
+    kinds = {c.name: c.data_type for c in graph.initializer}
     fallbacks = [
         Fallback(node.output[0], node.op_type, REASONS.get(node.op_type, NONLINEAR))
         for node in graph.node
-        if node.op_type in ARITHMETIC and not _on_codes(node, producers, constants)
+        if node.op_type in ARITHMETIC and not _on_codes(node, kinds)
     ]
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
@@ -156,13 +155,7 @@ def kernels_of(path: Path | bytes) -> Kernels:
     return Kernels(dict(counts), integer, fallbacks, series, other)
 
 
-def _on_codes(node: Any, producers: dict[str, Any], constants: set[str]) -> bool:
-    """A Clip on uint8 is integer work, though its name is that of the float operator."""
-    if node.op_type != "Clip":
-        return False
-    source = producers.get(node.input[0])
-    del constants
-    return source is not None and (
-        source.op_type in INTEGER
-        or source.op_type in {"QuantizeLinear", "Transpose", "Reshape", "MaxPool", "NhwcMaxPool"}
-    )
+def _on_codes(node: Any, kinds: dict[str, int]) -> bool:
+    """A Clip of 8-bit codes is integer work, though its name is that of the float operator."""
+    codes = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+    return node.op_type == "Clip" and kinds.get(node.input[1]) in codes

@@ -146,12 +146,17 @@ def write(model: Any, path: Path, entries: Mapping[str, str]) -> int:
     external = model.ByteSize() >= LARGEST_PROTOBUF
     try:
         if external:
+            beside.unlink(missing_ok=True)  # onnx refuses or appends to one that is there
             onnx.save(model, aside, save_as_external_data=True, location=beside.name)
             onnx.checker.check_model(str(aside))
         else:
             onnx.checker.check_model(model)
             onnx.save(model, aside)
         aside.replace(path)
+    except BaseException:
+        if external:
+            beside.unlink(missing_ok=True)
+        raise
     finally:
         aside.unlink(missing_ok=True)
     return path.stat().st_size + (beside.stat().st_size if external else 0)

@@ -76,7 +76,9 @@ def linears_as_gemm(graph: OnnxGraph, simulation: Simulation) -> int:
             if others and (array := graph.array(others[0])) is not None and array.ndim == 1:
                 last, bias = readers[0], others[0]
         shape = shapes.get(last.output[0])
-        if shape is None or not all(isinstance(size, int) for size in shape[1:]):
+        # Only the batch is symbolic, wherever it stands: one axis that a reshape can work out.
+        restored = [size if isinstance(size, int) else -1 for size in shape or ()]
+        if not restored or restored.count(-1) > 1:
             continue
         source = _reshaped(graph, matmul.input[0], [-1, in_features])
         graph.nodes.remove(matmul)
@@ -85,7 +87,7 @@ def linears_as_gemm(graph: OnnxGraph, simulation: Simulation) -> int:
         flat = graph.fresh(f"{last.output[0]}_flat")
         operands = [source, transpose.input[0], *([bias] if bias else [])]
         graph.add("Gemm", operands, flat, transB=1)
-        _restore_shape(graph, flat, last.output[0], [-1, *shape[1:]])
+        _restore_shape(graph, flat, last.output[0], restored)
         changed += 1
     return changed
 

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import io
 import traceback
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -16,10 +17,12 @@ from torch import fx, nn
 from emptyset.errors import CaptureError
 from emptyset.graph.attention import open_attention
 from emptyset.graph.nodes import call, finish
-from emptyset.graph.operators import is_getitem, name_of
+from emptyset.graph.operators import argument, is_getitem, name_of
 from emptyset.quantizers.pt2e import quietly
 
 ATEN = torch.ops.aten
+# torch writes an open end of a slice so.
+EVERYTHING = 2**63 - 1
 
 
 def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
@@ -44,6 +47,7 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     _make_functional(graph_module)
     _single_outputs(graph_module)
     _drop_identities(graph_module)
+    _merge_equal(graph_module)
     open_attention(graph_module)
     finish(graph_module)
     return graph_module
@@ -180,8 +184,38 @@ def _axis(node: fx.Node, kind: str) -> int:
 
 
 def _drop_identities(graph_module: fx.GraphModule) -> None:
-    """Dropout in eval mode, aliases and detaches hand their input on."""
+    """Dropout in eval mode, aliases, detaches and slices of everything hand their input on."""
+    same = {"dropout", "alias", "detach", "lift_fresh_copy", "feature_dropout"}
     for node in list(graph_module.graph.nodes):
-        if name_of(node) in {"dropout", "alias", "detach", "lift_fresh_copy", "feature_dropout"}:
+        if name_of(node) in same or _takes_everything(node):
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
+
+
+def _takes_everything(node: fx.Node) -> bool:
+    """Whether a slice leaves nothing out, as the first of the two in ``x[:, 2:]`` does."""
+    if name_of(node) != "slice":
+        return False
+    axis, start, stop = (argument(node, position) for position in (1, 2, 3))
+    source: Any = node.args[0]
+    everything = stop in (None, EVERYTHING, source.meta["val"].shape[axis or 0])
+    return bool(start in (None, 0) and everything and argument(node, 4) in (None, 1))
+
+
+def _merge_equal(graph_module: fx.GraphModule) -> None:
+    """Let two equal calls on equal inputs be one, as the exporter of the file does."""
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph_module.graph.nodes):
+        if node.op not in ("get_attr", "call_function") or _is_random(node):
+            continue
+        key = repr((node.op, str(node.target), node.args, sorted(node.kwargs.items())))
+        if key in first:
+            node.replace_all_uses_with(first[key])
+            graph_module.graph.erase_node(node)
+        else:
+            first[key] = node
+
+
+def _is_random(node: fx.Node) -> bool:
+    tags: list[Any] = getattr(node.target, "tags", [])
+    return torch.Tag.nondeterministic_seeded in tags

@@ -34,6 +34,7 @@ from emptyset.registry import nearest, plans
 from emptyset.teachers.teacher import Teacher
 
 BATCH_NORM_CHOICES = ("fold", "frozen")
+CODES = "codes"
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,16 @@ class Student:
         }
         for name, quantizer in self.quantizers.items():
             state |= {f"quantizer:{name}:{k}": v for k, v in quantizer.state_dict().items()}
+            # A scale means nothing without the codes that it is for.
+            bounds = [quantizer.quant_min, quantizer.quant_max]
+            state[f"quantizer:{name}:{CODES}"] = torch.tensor(bounds)
         return {name: value.detach().clone().contiguous() for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what ``state_dict`` gave.
 
         Raises:
-            TeacherError: If the names differ: another network, plan or bit width.
+            TeacherError: If names, shapes or codes differ: another network, plan or bit width.
         """
         own = self.state_dict()
         if own.keys() != state.keys():
@@ -180,9 +184,17 @@ class Student:
                 f"{missing[:2]}), {len(extra)} are not known here (first: {extra[:2]}). Load it "
                 "with the teacher, plan and bits that it was saved with."
             )
+        other = [name for name, value in state.items() if not _fits(name, own[name], value)]
+        if other:
+            raise TeacherError(
+                f"This state is of another student: {len(other)} tensors have other codes or "
+                f"another shape (first: '{other[0]}'). Load it with the teacher, plan and bits "
+                "that it was saved with."
+            )
         for name, quantizer in self.quantizers.items():
             prefix = f"quantizer:{name}:"
             part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            del part[CODES]
             quantizer.load_state_dict(part)
         rest = {k: v for k, v in state.items() if not k.startswith("quantizer:")}
         self.program.load_state_dict(rest, strict=False)
@@ -285,6 +297,14 @@ def prepare(
         teacher, prepared, plan, bits, batch_norm, quantizer.integer_biases, layer_bits,
         list(quantizer.float_inputs), {"settings": settings, "overrides": dict(overrides or {})},
     )  # fmt: skip
+
+
+def _fits(name: str, own: Tensor, value: Tensor) -> bool:
+    """Whether a saved tensor can replace this one."""
+    if not name.startswith("quantizer:"):
+        return own.shape == value.shape
+    # Scales per channel get their length at calibration.
+    return not name.endswith(f":{CODES}") or bool(torch.equal(own.cpu(), value.cpu()))
 
 
 def _round_biases(program: fx.GraphModule) -> None:

@@ -23,6 +23,7 @@ def quietly() -> Iterator[None]:
     """
     names = (
         "torch",
+        "torch.fx.experimental.symbolic_shapes",
         "torchao",
         "torch.utils._pytree",
         "torch.onnx",

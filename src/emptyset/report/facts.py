@@ -72,15 +72,15 @@ def _agreement(metrics: dict[str, Any]) -> Row:
 
 
 def _bits(metrics: dict[str, Any]) -> Row:
-    """Bits as stored; kernels are told apart from them."""
+    """Storage and computation are told apart."""
     bits = metrics["plan"]["bits"]
-    weights = min((row["weight_bits"] for row in metrics["layers"]), default=8)
-    remark = "weights and activations as stored"
+    least = min((row["weight_bits"] for row in metrics["layers"]), default=8)
+    remark = "of weights and activations"
     if bits != "w8a8":
-        stored = "4" if weights <= 4 else "8"
+        stored = 4 if least <= 4 else 8
         remark = (
-            f"values of the inner layers; weights below 8 bits lie in {stored}-bit storage and are "
-            "computed by 8-bit integer kernels"
+            f"inner layers; weights are stored in {stored} bits; where the file runs on integers, "
+            "8-bit kernels compute"
         )
     return Row("bits", "32", bits, remark)
 

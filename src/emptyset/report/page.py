@@ -79,17 +79,16 @@ def _tiles(images: ImageSet, spec: InputSpec) -> list[str]:
 def _layers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The layer table, with a bar from 0 to 100 for the damage."""
     worst = max((row["damage"] for row in rows), default=0.0)
-    return [
-        row | {"bar": 100 * row["damage"] / worst if worst > 0 else 0.0, "worst": False}
-        for row in rows
-    ]
+    return [row | {"bar": 100 * row["damage"] / worst if worst > 0 else 0.0} for row in rows]
 
 
 def _entry(entry: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     """One step of the images' history: its title, and its facts as texts."""
     title = " · ".join(str(entry[key]) for key in ("stage", "method") if key in entry)
     rest = {key: value for key, value in entry.items() if key not in ("stage", "method")}
-    return title, _flat(rest)
+    # Settings come without the prefix of their section.
+    settings = rest.pop("settings", {})
+    return title, _flat(rest) + _flat(settings)
 
 
 def _flat(data: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
