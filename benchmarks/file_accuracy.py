@@ -21,6 +21,7 @@ from emptyset.evaluate.accuracy import accuracy
 from emptyset.evaluate.runtime import OnnxClassifier
 from emptyset.images.image_set import ImageSet
 from emptyset.pipeline import predictor
+from emptyset.recipe import default_data
 from emptyset.teachers.embedded import held_out_images_path, train_images_path
 from emptyset.teachers.teacher import Teacher
 
@@ -37,7 +38,13 @@ def inputs(name: str) -> tuple[Teacher, Any, Any]:
         real = emptyset.pipeline.images_from(train_images_path(), teacher)
         return teacher, held_out, lambda count: real.image_set(count)
     teacher = shared.load(name)
-    return teacher, shared.test_images(name), lambda count: shared.training_images(name, count)
+    return teacher, shared.labelled_images(name), lambda count: shared.training_images(name, count)
+
+
+def default_settings() -> dict[str, Any]:
+    """Settings of the default recipe's images, without method and count."""
+    section = dict(default_data("w8a8")["synthesize"])
+    return {key: value for key, value in section.items() if key not in ("method", "count")}
 
 
 def measure(name: str, bits: str, images: str, count: int, folder: Path) -> dict[str, Any]:
@@ -45,7 +52,9 @@ def measure(name: str, bits: str, images: str, count: int, folder: Path) -> dict
     teacher, test, real = inputs(name)
     start = time.perf_counter()
     made: ImageSet = (
-        real(count) if images == "real" else emptyset.synthesize(teacher, images, count, seed=0)
+        real(count)
+        if images == "real"
+        else emptyset.synthesize(teacher, images, count, seed=0, **default_settings())
     )
     after_images = time.perf_counter()
     student = emptyset.prepare(teacher, bits)
@@ -79,8 +88,8 @@ def write(rows: list[dict[str, Any]]) -> None:
     columns = list(next(iter(kept.values())))
     lines = [
         "# Accuracy of exported files", "",
-        "`python benchmarks/file_accuracy.py`: plan `integer`, refiner `calibrate`, seed 0; top-1 [%] "
-        "of the file in ONNX Runtime; seconds on 2 cores, from teacher to certified file.", "",
+        "`python benchmarks/file_accuracy.py`: plan `integer`, refiner `calibrate`, seed 0; top-1",
+        "[%] of the file in ONNX Runtime; seconds on 2 cores, from teacher to certified file.", "",
         f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}",
     ]  # fmt: skip
     lines += [f"| {' | '.join(str(row[c]) for c in columns)} |" for row in kept.values()]

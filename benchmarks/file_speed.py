@@ -2,7 +2,8 @@
 
     python benchmarks/file_speed.py [--models resnet18,resnet50,mobilenetv2_100] [--rounds 15]
 
-Random weights (timm, no download), BatchNorm statistics from three batches of noise. All files of
+Random weights (timm, no download), BatchNorm statistics from three batches of noise; the CIFAR
+network is a trained one of ../shared/weights. All files of
 one network are timed in turn in one process (A B C D A B C D), the median counts. Writes
 `results/file_speed.md` and `.json`.
 """
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import shared_networks as shared
 import timm
 import torch
 
@@ -31,6 +33,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def teacher_of(name: str) -> Teacher:
     """An untrained network whose BatchNorm has statistics of its own."""
+    if name in shared.NETWORKS:
+        return shared.load(name)
     torch.manual_seed(0)
     module = timm.create_model(name, pretrained=False).train()
     with torch.no_grad():
@@ -65,10 +69,12 @@ def static_quantized(float_file: Path, images: torch.Tensor, folder: Path) -> Pa
     return out
 
 
-def timed(files: dict[str, Path], batch: int, rounds: int) -> dict[str, float]:
+def timed(
+    files: dict[str, Path], shape: tuple[int, int, int], batch: int, rounds: int
+) -> dict[str, float]:
     """Median milliseconds of each file, taken in turn."""
     running = {name: session(path) for name, path in files.items()}
-    images = torch.randn(batch, 3, 224, 224).numpy()
+    images = torch.randn(batch, *shape).numpy()
     times: dict[str, list[float]] = {name: [] for name in files}
     for turn in range(-2, rounds):
         for name, one in running.items():
@@ -82,7 +88,8 @@ def timed(files: dict[str, Path], batch: int, rounds: int) -> dict[str, float]:
 def measure(name: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
     """Rows of one network."""
     teacher = teacher_of(name)
-    images = ImageSet(torch.randn(16, 3, 224, 224))
+    shape = teacher.input.shape
+    images = ImageSet(torch.randn(16, *shape))
     files = {"float32": folder / "float.onnx"}
     calibrate = refiners.get("calibrate")
     for bits in ("w8a8", "w4a8", "w4a4"):
@@ -91,9 +98,10 @@ def measure(name: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
         files[bits] = folder / f"{bits}.onnx"
         export(student, files[bits], float_path=files["float32"] if bits == "w8a8" else None)
     files["quantize_static"] = static_quantized(files["float32"], images.images, folder)
+    small = shape[-1] <= 64
     times = {
-        batch: timed(files, batch, rounds if batch == 1 else max(rounds // 3, 3))
-        for batch in (1, 32)
+        1: timed(files, shape, 1, 20 * rounds if small else rounds),
+        32: timed(files, shape, 32, 5 * rounds if small else max(rounds // 3, 3)),
     }
     base = files["float32"].stat().st_size
     rows = []
@@ -107,8 +115,8 @@ def measure(name: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
                 "size_ratio": round(path.stat().st_size / base, 4),
                 "integer_share": round(kernels.integer_share, 4),
                 "float_operators": sorted({f.operator for f in kernels.fallbacks}),
-                "ms_batch_1": round(times[1][kind], 2),
-                "ms_batch_32": round(times[32][kind], 1),
+                "ms_batch_1": round(times[1][kind], 3),
+                "ms_batch_32": round(times[32][kind], 2),
                 "times_float_batch_1": round(times[1]["float32"] / times[1][kind], 2),
                 "times_float_batch_32": round(times[32]["float32"] / times[32][kind], 2),
                 "times_static_batch_1": round(times[1]["quantize_static"] / times[1][kind], 2),
@@ -130,7 +138,8 @@ def write(rows: list[dict[str, Any]]) -> None:
         "# Size and speed of exported files",
         "",
         f"`python benchmarks/file_speed.py`, {environment['instruction_set']}, "
-        f"{environment['threads']} threads, files of one network timed in turn. Random weights.",
+        f"{environment['threads']} threads, files of one network timed in turn. Random "
+        "weights but for the CIFAR network.",
         "",
         f"| {' | '.join(columns)} | operators in float |",
         f"|{'---|' * (len(columns) + 1)}",
@@ -144,7 +153,9 @@ def write(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Run all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default="resnet18,resnet50,mobilenetv2_100")
+    parser.add_argument(
+        "--models", default="resnet18,resnet50,mobilenetv2_100,cifar10_resnet20_akamaster"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []

@@ -1,5 +1,6 @@
 """The third-party networks of `../shared/weights` as teachers, with their preprocessing."""
 
+import itertools
 import sys
 from dataclasses import dataclass
 from io import BytesIO
@@ -65,7 +66,7 @@ def load(name: str) -> Teacher:
     return Teacher(f"shared:{name}", module, spec, weights_hash=hash_of_weights(module))
 
 
-def test_images(name: str, limit: int | None = None) -> ImageSet:
+def labelled_images(name: str, limit: int | None = None) -> ImageSet:
     """Its labelled test images, normalised."""
     about = NETWORKS[name]
     if about.data.startswith("cifar"):
@@ -83,7 +84,7 @@ def training_images(name: str, count: int) -> ImageSet:
     about = NETWORKS[name]
     data = np.load(SHARED / "data" / about.data / "train.npz")
     strips, offsets, pixels = data["webp"], data["offsets"], []
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in itertools.pairwise(offsets):
         with Image.open(BytesIO(strips[start:stop].tobytes())) as strip:
             pixels.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
         if sum(map(len, pixels)) >= count:

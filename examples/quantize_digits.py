@@ -1,7 +1,7 @@
 """The whole way by hand: from a trained network to a proved integer file, and what was lost.
 
 Run: python examples/quantize_digits.py [COUNT [STEPS]]
-Differs from the paper (ZeroQ): 100 steps on a cosine schedule instead of 500 with a plateau.
+Differs from the paper (ZeroQ): 25 steps on a cosine schedule instead of 500 with a plateau.
 """
 
 import sys
@@ -12,7 +12,7 @@ import emptyset
 from emptyset.teachers.embedded import held_out_images_path
 
 
-def main(count: int = 256, steps: int = 100) -> None:
+def main(count: int = 256, steps: int = 25) -> None:
     teacher = emptyset.load("embedded:digits-resnet")
     images = emptyset.synthesize(
         teacher, "zeroq", count=count, seed=0, steps=steps, schedule="cosine"

@@ -41,6 +41,6 @@ def test_the_gradient_passes_straight_through(bias_quantizer: BiasFakeQuantizer)
 
 
 def test_codes_are_whole_numbers_of_steps() -> None:
-    codes, value = round_to_steps(torch.tensor([1.0, -0.7]), torch.tensor([0.3, 0.2]))
+    codes, value = round_to_steps(torch.tensor([1.0, -0.875]), torch.tensor([0.3, 0.25]))
     assert codes.tolist() == [3, -4]  # -3.5 rounds to the even -4
-    assert value.tolist() == pytest.approx([0.9, -0.8])
+    assert value.tolist() == pytest.approx([0.9, -1.0])

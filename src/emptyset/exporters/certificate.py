@@ -80,9 +80,10 @@ class Certificate:
         """One line for a table."""
         if not self.holds:
             return f"FAILED: {self.fault}"
+        ties = "1 rounding tie" if self.ties == 1 else f"{self.ties} rounding ties"
         return (
             f"holds: {len(self.nodes)} tensors, {self.values:,} codes of {self.images} images, "
-            f"{self.ties} rounding ties, no other difference; {self.constants} constants equal"
+            f"{ties}, no other difference; {self.constants} constants equal"
         )
 
     def require(self) -> "Certificate":

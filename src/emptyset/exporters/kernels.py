@@ -131,7 +131,7 @@ def kernels_of(path: Path | bytes) -> Kernels:
     with tempfile.TemporaryDirectory() as folder:
         optimised = Path(folder) / "optimised.onnx"
         session(path, optimised=optimised)
-        graph = onnx.load(optimised).graph
+        graph = onnx.load(optimised, load_external_data=False).graph
     counts = Counter(node.op_type for node in graph.node)
     kinds = {c.name: c.data_type for c in graph.initializer}
     fallbacks = [

@@ -60,8 +60,12 @@ class OnnxGraph:
         return f"{stem}__{self._counter[stem]}"
 
     def constant(self, stem: str, values: Any) -> str:
-        """Add a constant; gives its name. Equal small constants are stored once."""
+        """Add a constant; gives its name. Equal small constants, and zeros, are stored once."""
         array = np.asarray(values)
+        if array.ndim == 1 and array.size > 1 and not array.any():
+            stem = f"zeros_{array.dtype.name}_{array.size}"
+            self.constants.setdefault(stem, numpy_helper.from_array(array, stem))
+            return stem
         name = f"{stem}_{array.dtype.name}_{'_'.join(map(str, array.reshape(-1).tolist()))}"
         if array.size > 8 or len(name) > 80:
             name = self.fresh(stem)

@@ -19,6 +19,7 @@ from emptyset.graph.operators import (
     argument,
     attribute,
     is_parameter,
+    is_tensor,
     is_weighted,
     module_path,
     name_of,
@@ -76,7 +77,7 @@ def fold(graph_module: fx.GraphModule) -> int:
 def _absorber(node: fx.Node) -> fx.Node | None:
     """The layer that can take this BatchNorm in: reached alone, through reshapes if linear."""
     source, through = node.args[0], False
-    while isinstance(source, fx.Node) and len(source.users) == 1:
+    while isinstance(source, fx.Node) and sum(map(is_tensor, source.users)) == 1:
         if is_weighted(source):
             return source if not through or name_of(source) == "linear" else None
         if name_of(source) not in RESHAPES:
@@ -129,8 +130,8 @@ def freeze(graph_module: fx.GraphModule) -> int:
             continue
         source = node.args[0]
         shape = [-1] + [1] * (node.meta["val"].dim() - 2)
-        path = str(node.args[3].target).removesuffix("running_mean")
         weight, bias, mean, var = _stored(graph_module, node)
+        path = str(node.args[3].target).removesuffix("running_mean")
         assert var is not None
         inverse = (var.double() + float(node.args[7])).rsqrt().float()
         steps = [

@@ -47,6 +47,7 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     _make_functional(graph_module)
     _single_outputs(graph_module)
     _drop_identities(graph_module)
+    _explicit_shapes(graph_module)
     _merge_equal(graph_module)
     open_attention(graph_module)
     finish(graph_module)
@@ -200,6 +201,24 @@ def _takes_everything(node: fx.Node) -> bool:
     source: Any = node.args[0]
     everything = stop in (None, EVERYTHING, source.meta["val"].shape[axis or 0])
     return bool(start in (None, 0) and everything and argument(node, 4) in (None, 1))
+
+
+def _explicit_shapes(graph_module: fx.GraphModule) -> None:
+    """``x.reshape_as(y)`` reads no value of y: only its shape, which is given instead."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        other = argument(node, 1)
+        if name_of(node) not in {"reshape_as", "view_as", "expand_as"}:
+            continue
+        kind = ATEN.expand.default if name_of(node) == "expand_as" else ATEN.reshape.default
+        with graph.inserting_before(node):
+            shape = [
+                size if isinstance(size, int) else call(graph, ATEN.sym_size.int, (other, i), node)
+                for i, size in enumerate(other.meta["val"].shape)
+            ]
+            new = call(graph, kind, (node.args[0], shape), node)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
 
 
 def _merge_equal(graph_module: fx.GraphModule) -> None:

@@ -18,6 +18,7 @@ from emptyset.graph.operators import (
     is_weighted,
     layer_path,
     pass_inputs,
+    tensor_inputs,
     weight_axis,
     weighted_layers,
 )
@@ -83,18 +84,25 @@ def roles(graph_module: fx.GraphModule) -> dict[fx.Node, str]:
     """``first``, ``second``, ``last`` or ``inner`` for every layer of the protocol.
 
     First layers are reached from the input without passing another layer, last layers reach the
-    output so; second layers are reached from the input through first layers only.
+    output so. Second layers read nothing but the output of first layers: behind a residual
+    addition the skipped layers have their say too, and a layer there is an inner one.
     """
-    depth: dict[fx.Node, int] = {}
+    nearest: dict[fx.Node, set[fx.Node]] = {}
     for node in graph_module.graph.nodes:
-        below = [depth[source] for source in node.all_input_nodes if source in depth]
         if node.op == "placeholder":
-            depth[node] = 0
-        elif below:
-            depth[node] = min(below) + int(counts(node))
+            nearest[node] = {node}
+            continue
+        # Tensors only: nearly every reshape of a transformer reads the image's batch size.
+        for source in tensor_inputs(node):
+            if source in nearest:
+                layers = {source} if counts(source) else nearest[source]
+                nearest.setdefault(node, set()).update(layers)
+    images = {node for node in nearest if node.op == "placeholder"}
+    first = {node for node, layers in nearest.items() if counts(node) and layers & images}
     reaches: set[fx.Node] = set()
     for node in reversed(list(graph_module.graph.nodes)):
-        if node.op == "output" or any(u in reaches and not counts(u) for u in node.users):
+        passed_on = is_tensor(node) and any(u in reaches and not counts(u) for u in node.users)
+        if node.op == "output" or passed_on:
             reaches.add(node)
     found: dict[fx.Node, str] = {}
     for node in weighted_layers(graph_module):
@@ -103,7 +111,8 @@ def roles(graph_module: fx.GraphModule) -> dict[fx.Node, str]:
         elif node in reaches:
             found[node] = "last"
         else:
-            found[node] = {1: "first", 2: "second"}.get(depth.get(node, 0), "inner")
+            second = bool(nearest.get(node)) and nearest[node] <= first
+            found[node] = "first" if node in first else "second" if second else "inner"
     return found
 
 
@@ -146,7 +155,7 @@ def through_passes(node: fx.Node) -> fx.Node:
     return node
 
 
-class PlanQuantizer(Quantizer):  # type: ignore[misc]
+class PlanQuantizer(Quantizer):
     """What PT2E asks of a quantizer; a plan overrides ``annotate``.
 
     Attributes:

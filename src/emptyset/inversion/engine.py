@@ -7,9 +7,9 @@ the device.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from emptyset.errors import ImagesError, UnsupportedModelError
 from emptyset.images.image_set import ImageSet
+from emptyset.images.low_pass import low_pass
 from emptyset.inversion.batch_plan import BatchPlan, plan_batches
 from emptyset.inversion.compilation import (
     Execution,
@@ -25,27 +26,13 @@ from emptyset.inversion.compilation import (
     worth_compiling,
 )
 from emptyset.inversion.frozen_teacher import FrozenTeacher, Loss
-from emptyset.inversion.method import Method
+from emptyset.inversion.method import BatchStart, Method
+from emptyset.inversion.progress import Progress, on_device
 from emptyset.monitor import SILENT, Monitor, State
 from emptyset.teachers.teacher import Teacher
 
 # On an accelerator the loss is read, and so waited for, only every so many steps.
 _LOOK_EVERY = 25
-
-
-@dataclass
-class _Progress:
-    """Everything that decides how one batch goes on."""
-
-    variables: list[Tensor]
-    updates: list[State]
-    schedules: list[State]
-    generator: torch.Generator
-    targets: Tensor | None
-    done: int
-    harvest: list[Tensor]
-    best_loss: Tensor
-    best_images: Tensor | None
 
 
 def invert(
@@ -77,19 +64,23 @@ def invert(
     harvests = max(1, len(method.snapshots))
     plan = plan_batches(-(-count // harvests), method.batch_size, seed=seed)
     frozen = FrozenTeacher(teacher)
+    others = [FrozenTeacher(other) for other in method.others]
     execution = execution or _decide(method, frozen, plan, monitor)
     images: list[Tensor] = []
     targets: list[Tensor] = []
+    earlier: list[tuple[Tensor, Tensor | None]] = []
     with ExitStack() as hooks:
-        loss = hooks.enter_context(frozen.loss_of(method, execution))
+        loss = hooks.enter_context(frozen.loss_of(method, execution, others))
         if execution.compiled and not _works(method, frozen, loss, plan, monitor):
             hooks.close()
             execution = replace(execution, compiled=False)
-            loss = hooks.enter_context(frozen.loss_of(method, execution))
+            loss = hooks.enter_context(frozen.loss_of(method, execution, others))
         monitor.keep(f"{method.name}.execution", execution.state, final=True)
         for batch in range(plan.batches):
-            found = _batch(method, frozen, loss, plan, batch, monitor)
+            found = _batch(method, frozen, loss, plan, batch, earlier, monitor)
             kept = plan.kept_of(batch)
+            if method.context is not None:
+                earlier += _as_earlier(found, frozen)
             for number in range(harvests):
                 images.append(found[f"images.{number}"][:kept])
                 if "targets" in found:
@@ -148,7 +139,7 @@ def _works(
 ) -> bool:
     """Whether the compiled objective runs; tried on a step that is thrown away."""
     try:
-        _step(method, loss, _start(method, frozen, plan, 0), 0, frozen)
+        _step(method, loss, _start(method, frozen, plan, 0, ()), 0, frozen)
     # Whatever a compiler may raise. An error of the method itself comes again without it.
     except Exception as error:
         monitor.note(
@@ -166,6 +157,7 @@ def _batch(
     loss: Loss,
     plan: BatchPlan,
     batch: int,
+    earlier: Sequence[tuple[Tensor, Tensor | None]],
     monitor: Monitor,
 ) -> State:
     """The finished images of one batch: ``images.0`` and on, and ``targets``."""
@@ -173,9 +165,9 @@ def _batch(
     kept = monitor.restore(key)
     if kept is not None and "images.0" in kept:
         return kept
-    progress = _start(method, frozen, plan, batch)
+    progress = _start(method, frozen, plan, batch, earlier)
     if kept is not None:
-        _resume(progress, kept, frozen)
+        progress.resume(kept, frozen.device)
     last = math.nan
     for step in range(progress.done, method.steps):
         value = _step(method, loss, progress, step, frozen)
@@ -185,23 +177,41 @@ def _batch(
         detail = f"batch {batch + 1} of {plan.batches}, loss {last:.4g}"
         monitor.advance(method.name, done, plan.batches * method.steps, detail)
         if step + 1 < method.steps:
-            monitor.keep(key, lambda: _state(progress))
+            monitor.keep(key, progress.state)
     found = _finished(method, frozen, progress, batch)
     monitor.keep(key, lambda: found, final=True)
     return found
 
 
-def _start(method: Method, frozen: FrozenTeacher, plan: BatchPlan, batch: int) -> _Progress:
+def _as_earlier(found: State, frozen: FrozenTeacher) -> list[tuple[Tensor, Tensor | None]]:
+    """A finished batch as later ones see it: standardised, on the device."""
+    targets = found["targets"].to(frozen.device) if "targets" in found else None
+    names = [name for name in found if name.startswith("images.")]
+    return [(frozen.units.from_teacher(found[n].to(frozen.device)), targets) for n in names]
+
+
+def _start(
+    method: Method,
+    frozen: FrozenTeacher,
+    plan: BatchPlan,
+    batch: int,
+    earlier: Sequence[tuple[Tensor, Tensor | None]],
+) -> Progress:
     generator = torch.Generator().manual_seed(plan.seeds[batch])
     targets = None if method.targets is None else method.targets(generator, plan.size)
     first = method.canvas.start((plan.size, *frozen.shape), generator)
-    variables = [_on_device(value, frozen.device) for value in first]
-    return _Progress(
+    variables = [on_device(value, frozen.device) for value in first]
+    context: State = {}
+    if method.context is not None:
+        shape = (plan.size, *frozen.shape)
+        context = method.context(BatchStart(frozen.look, earlier, generator, shape))
+    return Progress(
         variables=variables,
         updates=[g.update.start(v) for g, v in zip(method.groups, variables, strict=True)],
         schedules=[g.schedule.start(frozen.device) for g in method.groups],
         generator=generator,
         targets=None if targets is None else targets.to(frozen.device),
+        context={name: value.to(frozen.device) for name, value in context.items()},
         done=0,
         harvest=[],
         best_loss=torch.tensor(math.inf, device=frozen.device),
@@ -210,18 +220,18 @@ def _start(method: Method, frozen: FrozenTeacher, plan: BatchPlan, batch: int) -
 
 
 def _step(
-    method: Method, loss: Loss, progress: _Progress, step: int, frozen: FrozenTeacher
+    method: Method, loss: Loss, progress: Progress, step: int, frozen: FrozenTeacher
 ) -> Tensor:
     """One step; gives the loss before it."""
     size = len(progress.variables[0])
     drawn = {} if method.draw is None else method.draw(step, progress.generator, size)
-    drawn = {name: value.to(frozen.device) for name, value in drawn.items()}
+    drawn = progress.context | {n: value.to(frozen.device) for n, value in drawn.items()}
     variables = [v.detach().requires_grad_() for v in progress.variables]
     value = loss(variables, progress.targets, drawn)
     # For what is optimised only: the teacher's copy keeps no trace.
     gradients = torch.autograd.grad(value, variables)
     value = value.detach()
-    if method.keep_best:
+    if method.keep_best and step >= method.best_from:
         _remember_best(method, progress, value)
     for index, group in enumerate(method.groups):
         schedule = progress.schedules[index]
@@ -240,7 +250,7 @@ def _step(
 
 
 @torch.no_grad()
-def _remember_best(method: Method, progress: _Progress, value: Tensor) -> None:
+def _remember_best(method: Method, progress: Progress, value: Tensor) -> None:
     images = _rendered(method, progress)
     if progress.best_images is None:
         progress.best_images = images.clone()
@@ -250,11 +260,11 @@ def _remember_best(method: Method, progress: _Progress, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def _rendered(method: Method, progress: _Progress) -> Tensor:
+def _rendered(method: Method, progress: Progress) -> Tensor:
     return method.canvas.render(progress.variables)
 
 
-def _finished(method: Method, frozen: FrozenTeacher, progress: _Progress, batch: int) -> State:
+def _finished(method: Method, frozen: FrozenTeacher, progress: Progress, batch: int) -> State:
     if method.snapshots:
         harvest = progress.harvest
     elif method.keep_best and progress.best_images is not None:
@@ -262,13 +272,18 @@ def _finished(method: Method, frozen: FrozenTeacher, progress: _Progress, batch:
     else:
         harvest = [_rendered(method, progress)]
     found: State = {}
+    targets = progress.targets
     for number, images in enumerate(harvest):
+        if method.finish is not None:
+            images, targets = method.finish(images, progress.targets, progress.generator)
+        if method.low_pass is not None:
+            images = low_pass(images, method.low_pass)
         ready = frozen.units.to_teacher(images).detach().cpu().contiguous()
         if not bool(torch.isfinite(ready).all()):
             raise _not_finite(method, batch, progress.done)
         found[f"images.{number}"] = ready
-    if progress.targets is not None:
-        found["targets"] = progress.targets.cpu()
+    if targets is not None:
+        found["targets"] = targets.cpu()
     return found
 
 
@@ -285,45 +300,3 @@ def _not_finite(method: Method, batch: int, step: int) -> ImagesError:
         f"{batch + 1}. Check the teacher's weights for NaN and infinity, or use a smaller "
         "learning_rate."
     )
-
-
-def _on_device(value: Tensor, device: torch.device) -> Tensor:
-    layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
-    return value.to(device).contiguous(memory_format=layout)
-
-
-def _state(progress: _Progress) -> State:
-    """Everything needed to go on, as plain tensors on the CPU."""
-    state: State = {
-        "done": torch.tensor(progress.done),
-        "generator": progress.generator.get_state(),
-        "best_loss": progress.best_loss,
-    }
-    if progress.best_images is not None:
-        state["best_images"] = progress.best_images
-    for index, variable in enumerate(progress.variables):
-        state[f"variable.{index}"] = variable
-        state |= {f"update.{index}.{n}": v for n, v in progress.updates[index].items()}
-        state |= {f"schedule.{index}.{n}": v for n, v in progress.schedules[index].items()}
-    state |= {f"harvest.{n}": images for n, images in enumerate(progress.harvest)}
-    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-
-
-def _resume(progress: _Progress, kept: State, frozen: FrozenTeacher) -> None:
-    """Put a kept state in place; targets come from the batch's seed."""
-    device = frozen.device
-    progress.done = int(kept["done"])
-    progress.generator.set_state(kept["generator"])
-    progress.best_loss = kept["best_loss"].to(device)
-    if "best_images" in kept:
-        progress.best_images = _on_device(kept["best_images"], device)
-    for index in range(len(progress.variables)):
-        progress.variables[index] = _on_device(kept[f"variable.{index}"], device)
-        for part, prefix in (
-            (progress.updates[index], f"update.{index}."),
-            (progress.schedules[index], f"schedule.{index}."),
-        ):
-            for name in part:
-                part[name] = _on_device(kept[prefix + name], device)
-    names = sorted((n for n in kept if n.startswith("harvest.")), key=lambda n: int(n[8:]))
-    progress.harvest = [_on_device(kept[name], device) for name in names]

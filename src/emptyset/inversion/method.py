@@ -1,6 +1,6 @@
 """What makes an inversion method: the parts that the engine puts together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,20 @@ from emptyset.inversion.canvas import Canvas, Pixels
 from emptyset.inversion.schedules import Schedule
 from emptyset.inversion.updates import Update
 from emptyset.losses.layer_statistics import LayerStatistics
+from emptyset.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one of several further teachers makes of the images; everything float32.
+
+    Attributes:
+        logits: ``(N, K)``.
+        layers: Statistics of every BatchNorm input, in the order of the calls.
+    """
+
+    logits: Tensor
+    layers: tuple[LayerStatistics, ...]
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,7 @@ class Seen:
         layers: Statistics of every BatchNorm input, in the order of the calls.
         targets: ``(N,)``, ``(N, K)``, or None.
         drawn: What ``Method.draw`` drew for this step, and what ``Method.context`` gave.
+        others: What the further teachers chosen for this step see (``Method.others``).
     """
 
     images: Tensor
@@ -31,6 +46,25 @@ class Seen:
     layers: tuple[LayerStatistics, ...]
     targets: Tensor | None
     drawn: Mapping[str, Tensor]
+    others: tuple[Opinion, ...] = ()
+
+
+@dataclass(frozen=True)
+class BatchStart:
+    """What is there when a batch begins.
+
+    Attributes:
+        look: What the teacher makes of images ``(M, C, H, W)`` [standardised pixel units], in
+            float32 and without gradients.
+        earlier: Images [standardised pixel units] and targets of the batches before.
+        generator: Source of everything random in this batch.
+        shape: ``(N, C, H, W)`` of the batch.
+    """
+
+    look: Callable[[Tensor], Seen]
+    earlier: Sequence[tuple[Tensor, Tensor | None]]
+    generator: torch.Generator
+    shape: tuple[int, int, int, int]
 
 
 Objective = Callable[[Seen], Tensor]
@@ -38,6 +72,12 @@ Objective = Callable[[Seen], Tensor]
 
 Draw = Callable[[int, torch.Generator, int], dict[str, Tensor]]
 """``(step, generator, N)`` to the random numbers of one step, of the same shapes every time."""
+
+Context = Callable[[BatchStart], dict[str, Tensor]]
+"""What stays the same over all steps of a batch, of the same shapes in every batch."""
+
+Finish = Callable[[Tensor, Tensor | None, torch.Generator], tuple[Tensor, Tensor | None]]
+"""Finished images [standardised pixel units] and targets to those that are stored."""
 
 Augment = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 """Images and the drawn numbers to the images that the teacher is shown; differentiable."""
@@ -64,9 +104,16 @@ class Method:
         canvas: What is optimised.
         targets: ``(generator, N)`` to the targets of a batch; None: no targets.
         draw: Random numbers of each step.
+        context: Numbers that hold for a whole batch.
         augment: Changes the images before the teacher sees them.
+        finish: Changes finished images and targets; not with several snapshots.
+        low_pass: Cut-off of the filter over finished images (``images/low_pass.py``), or None.
+        others: Further teachers. In a step those run for which ``draw`` gives ``other.NUMBER``.
+        swing: Shift what strided convolutions see (``inversion/swing.py``), by the offsets that
+            ``draw`` gives as ``swing``.
         snapshots: Numbers of steps after which the images are harvested; empty: after the last.
         keep_best: Harvest the images of the smallest loss instead of the last ones.
+        best_from: Number of the first step whose images may be the best.
         needs_batch_norm: Refuse teachers without BatchNorm2d layers.
     """
 
@@ -78,13 +125,21 @@ class Method:
     canvas: Canvas = field(default_factory=Pixels)
     targets: Callable[[torch.Generator, int], Tensor] | None = None
     draw: Draw | None = None
+    context: Context | None = None
     augment: Augment | None = None
+    finish: Finish | None = None
+    low_pass: float | None = None
+    others: tuple[Teacher, ...] = ()
+    swing: bool = False
     snapshots: tuple[int, ...] = ()
     keep_best: bool = False
+    best_from: int = 0
     needs_batch_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.snapshots and self.keep_best:
             raise ValueError("A method harvests snapshots or the best images, not both.")
+        if self.finish is not None and len(self.snapshots) > 1:
+            raise ValueError("A method that finishes its images harvests once. Got snapshots too.")
         if any(not 1 <= s <= self.steps for s in self.snapshots):
             raise ValueError(f"Snapshots must lie in 1..{self.steps}. Got {self.snapshots}.")

@@ -66,24 +66,67 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Cosine:
-    """From the first step size down along half a cosine.
+    """From the first step size down along half a cosine, once or several times.
 
-    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts.
+    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5; the linear warm-up as in
+    DeepInversion's released code: step k of the warm-up has the share (k + 1) / warm_up.
 
     Attributes:
-        rate: First step size.
-        final: Step size after the last step.
+        rate: First step size, reached at the end of the warm-up.
+        final: Step size after the last step of each stretch.
+        warm_up: Steps of linear growth at the begin of each stretch.
+        restarts: Numbers of steps after which a new stretch begins, ascending.
     """
 
     rate: float
     final: float = 0.0
+    warm_up: int = 0
+    restarts: tuple[int, ...] = ()
+
+    def start(self, device: torch.device) -> State:
+        """Full rate, or the first of the warm-up."""
+        return {"rate": torch.tensor(self.rate_of(0, math.inf), device=device)}
+
+    def advance(self, state: State, loss: Tensor, number: int, total: int) -> None:
+        """Follow the curve."""
+        borders = (0, *(r for r in self.restarts if r < total), total)
+        # After the last step there is no further stretch: the last one ends at its final rate.
+        begin, end = next(
+            (low, high)
+            for low, high in zip(borders, borders[1:], strict=False)
+            if number < high or high == total
+        )
+        rate = self.rate_of(number - begin, end - begin)
+        state["rate"] = torch.full_like(state["rate"], rate)
+
+    def rate_of(self, number: int, length: float) -> float:
+        """Step size after ``number`` steps of a stretch of ``length`` steps."""
+        if number < self.warm_up:
+            return self.rate * (number + 1) / self.warm_up
+        left = max(length - self.warm_up, 1)
+        share = 0.5 * (1 + math.cos(math.pi * (number - self.warm_up) / left))
+        return self.final + (self.rate - self.final) * share
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """Smaller steps after every so many: ``rate · factor^⌊steps done / every⌋``.
+
+    Attributes:
+        rate: First step size.
+        factor: Each reduction multiplies by this.
+        every: Steps between reductions.
+    """
+
+    rate: float
+    factor: float
+    every: int
 
     def start(self, device: torch.device) -> State:
         """Full rate."""
         return {"rate": torch.tensor(self.rate, device=device)}
 
     def advance(self, state: State, loss: Tensor, number: int, total: int) -> None:
-        """Follow the curve."""
-        share = 0.5 * (1 + math.cos(math.pi * number / total))
-        rate = self.final + (self.rate - self.final) * share
+        """Count."""
+        rate = self.rate * self.factor ** (number // self.every)
         state["rate"] = torch.full_like(state["rate"], rate)

@@ -39,11 +39,35 @@ class StandardUnits:
         """``(N, C, H, W)`` standardised to the teacher's normalised units."""
         if all(s == 1.0 for s in self.scale) and not any(self.offset):
             return images_NCHW
-        scale, offset = (
-            torch.tensor(v, dtype=images_NCHW.dtype, device=images_NCHW.device).view(-1, 1, 1)
-            for v in (self.scale, self.offset)
-        )
+        scale, offset = self._as_columns(images_NCHW, self.scale, self.offset)
         return images_NCHW * scale + offset
+
+    def from_teacher(self, images_NCHW: Tensor) -> Tensor:
+        """``(N, C, H, W)`` in the teacher's normalised units to standardised ones."""
+        if all(s == 1.0 for s in self.scale) and not any(self.offset):
+            return images_NCHW
+        scale, offset = self._as_columns(images_NCHW, self.scale, self.offset)
+        return (images_NCHW - offset) / scale
+
+    def from_other(self, images_NCHW: Tensor, other: "StandardUnits") -> Tensor:
+        """``(N, C, H, W)`` standardised with another teacher's constants to these."""
+        if (self.mean, self.std) == (other.mean, other.std):
+            return images_NCHW
+        mean, std, own_mean, own_std = self._as_columns(
+            images_NCHW, other.mean, other.std, self.mean, self.std
+        )
+        return (images_NCHW * std + mean - own_mean) / own_std
+
+    def pixel_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Black and white per channel [standardised pixel units]."""
+        pairs = list(zip(self.mean, self.std, strict=True))
+        return tuple(-m / s for m, s in pairs), tuple((1 - m) / s for m, s in pairs)
+
+    @staticmethod
+    def _as_columns(images: Tensor, *values: tuple[float, ...]) -> list[Tensor]:
+        return [
+            torch.tensor(v, dtype=images.dtype, device=images.device).view(-1, 1, 1) for v in values
+        ]
 
 
 def standard_units(spec: InputSpec) -> StandardUnits:

@@ -50,7 +50,7 @@ def scale_and_zero_point(
     return scale, zero_point.clamp(quant_min, quant_max).to(torch.int32)
 
 
-class AffineFakeQuantizer(FakeQuantizeBase):  # type: ignore[misc]
+class AffineFakeQuantizer(FakeQuantizeBase):
     """Fake-quantizes whatever passes through, once its range is known.
 
     Scale and zero point exist from construction on, so a state dict always loads. The range is set

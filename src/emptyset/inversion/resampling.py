@@ -1,0 +1,160 @@
+"""Crops, boxes, rolls and flips, each image its own, drawn on the host and done at once."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# As torchvision's RandomResizedCrop: aspect ratios, and how often a crop that does not fit is
+# drawn anew before the whole image is taken.
+_ASPECTS = (3 / 4, 4 / 3)
+_TRIES = 10
+
+
+def draw_crops(
+    count: int,
+    height: int,
+    width: int,
+    *,
+    smallest: float,
+    probability: float,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Where each image is looked at: a random crop and flip, or (one coin for all) the whole.
+
+    Args:
+        count: N.
+        height: H [pixels].
+        width: W [pixels].
+        smallest: Least share of the area that a crop has, above 0 up to 1.
+        probability: Of cropping at all in this step.
+        generator: Source of everything random.
+
+    Returns:
+        ``crop_rows`` ``(N, H)`` and ``crop_columns`` ``(N, W)``: positions to sample [pixels].
+    """
+    cropped = torch.rand((), generator=generator) < probability
+    tops, lefts, heights, widths = _random_boxes(count, height, width, (smallest, 1.0), generator)
+    flipped = torch.rand(count, generator=generator) < 0.5
+    if not cropped:
+        rows, columns = torch.arange(height).float(), torch.arange(width).float()
+        return {
+            "crop_rows": rows.expand(count, -1).clone(),
+            "crop_columns": columns.expand(count, -1).clone(),
+        }
+    columns = _positions(lefts, widths, width)
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
+    return {"crop_rows": _positions(tops, heights, height), "crop_columns": columns}
+
+
+def sampled(images_NCHW: Tensor, rows_NH: Tensor, columns_NW: Tensor) -> Tensor:
+    """Bilinear samples of each image at its own rows and columns.
+
+    Args:
+        images_NCHW: ``(N, C, H, W)``.
+        rows_NH: Positions ``(N, H')`` [pixels, 0 is the centre of the first].
+        columns_NW: Positions ``(N, W')`` [pixels].
+
+    Returns:
+        ``(N, C, H', W')``; outside the image its border goes on.
+    """
+    height, width = images_NCHW.shape[2:]
+    y = rows_NH * (2 / max(height - 1, 1)) - 1
+    x = columns_NW * (2 / max(width - 1, 1)) - 1
+    size = (len(images_NCHW), y.shape[1], x.shape[1])
+    grid = torch.stack([x[:, None].expand(size), y[:, :, None].expand(size)], dim=3)
+    return nn.functional.grid_sample(
+        images_NCHW, grid.to(images_NCHW.dtype), padding_mode="border", align_corners=True
+    )
+
+
+def draw_pasted_boxes(
+    count: int,
+    height: int,
+    width: int,
+    *,
+    areas: tuple[float, float],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Where a whole image is pasted, made smaller, into another.
+
+    Args:
+        count: N.
+        height: H [pixels].
+        width: W [pixels].
+        areas: Least and greatest share of the area that a box has.
+        generator: Source of everything random.
+
+    Returns:
+        ``paste_rows`` ``(N, H)`` and ``paste_columns`` ``(N, W)``: positions to sample in the
+        pasted image; ``paste_mask`` ``(N, 1, H, W)``: 1 inside the box.
+    """
+    tops, lefts, heights, widths = _random_boxes(count, height, width, areas, generator)
+    rows, inside_rows = _pasted(tops, heights, height)
+    columns, inside_columns = _pasted(lefts, widths, width)
+    mask = inside_rows[:, None, :, None] * inside_columns[:, None, None, :]
+    return {"paste_rows": rows, "paste_columns": columns, "paste_mask": mask}
+
+
+def draw_roll(
+    height: int, width: int, *, most: int, flip: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """One cyclic shift, and perhaps a flip, for all images.
+
+    Args:
+        height: H [pixels].
+        width: W [pixels].
+        most: Greatest shift in both directions [pixels].
+        flip: Probability of mirroring left and right.
+        generator: Source of everything random.
+
+    Returns:
+        ``roll_rows`` ``(H,)`` and ``roll_columns`` ``(W,)``: which row and column goes where.
+    """
+    down, right = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
+    columns = (torch.arange(width) - right) % width
+    if torch.rand((), generator=generator) < flip:
+        columns = columns.flip(0)
+    return {"roll_rows": (torch.arange(height) - down) % height, "roll_columns": columns}
+
+
+def rolled(images_NCHW: Tensor, rows_H: Tensor, columns_W: Tensor) -> Tensor:
+    """The images with rows and columns in another order; no step waits for the device."""
+    return images_NCHW.index_select(2, rows_H).index_select(3, columns_W)
+
+
+def _random_boxes(
+    count: int, height: int, width: int, areas: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tops, lefts, heights and widths ``(N,)`` [whole pixels]: RandomResizedCrop's rule."""
+    shape = (count, _TRIES)
+    low, high = areas
+    area = (low + (high - low) * torch.rand(shape, generator=generator)) * height * width
+    spread = torch.rand(shape, generator=generator)
+    aspect = torch.exp(math.log(_ASPECTS[0]) * (1 - spread) + math.log(_ASPECTS[1]) * spread)
+    widths = (area * aspect).sqrt().round().clamp(min=1)
+    heights = (area / aspect).sqrt().round().clamp(min=1)
+    fits = (widths <= width) & (heights <= height)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    some = fits.any(dim=1)
+    # Where none fits, the largest that does, as near as can be to what was drawn last.
+    chosen_h = torch.where(some, heights.gather(1, first)[:, 0], heights[:, -1].clamp(max=height))
+    chosen_w = torch.where(some, widths.gather(1, first)[:, 0], widths[:, -1].clamp(max=width))
+    tops = (torch.rand(count, generator=generator) * (height - chosen_h + 1)).floor()
+    lefts = (torch.rand(count, generator=generator) * (width - chosen_w + 1)).floor()
+    return tops, lefts, chosen_h, chosen_w
+
+
+def _positions(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """Positions ``(N, size)`` of a crop that is resized: bilinear, without looking outside it."""
+    starts, lengths = starts[:, None], lengths[:, None]
+    inside = (torch.arange(size) + 0.5) * lengths / size - 0.5
+    return starts + inside.clamp(min=0.0).minimum(lengths - 1)
+
+
+def _pasted(starts: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Positions ``(N, size)`` in the pasted image, and 1 where it is pasted."""
+    starts, lengths = starts[:, None], lengths[:, None]
+    offset = torch.arange(size) - starts
+    positions = ((offset + 0.5) * size / lengths - 0.5).clamp(0.0, size - 1)
+    return positions, ((offset >= 0) & (offset < lengths)).float()
