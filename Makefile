@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Two workers share the machine: more threads each would only make them wait for each other.
-TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .PHONY: help install demo test lint format test-slow assets clean
 

@@ -111,7 +111,7 @@ def swin() -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
 
     return SwinTransformer(
-        img_size=32, patch_size=4, num_classes=CLASSES, embed_dim=12, depths=(2, 2),
+        img_size=32, patch_size=4, num_classes=CLASSES, embed_dim=12, depths=(1, 2),
         num_heads=(2, 3), window_size=4,
     )  # fmt: skip
 
@@ -212,8 +212,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# Families of networks, and what stays in float",
         "",
         f"`python benchmarks/file_families.py`, plan `integer`, {instruction_set()}, torch "
-        f"{torch.__version__}. Small variants, random weights; `seconds` is capture to certificate, "
-        f"{torch.get_num_threads()} thread(s).",
+        f"{torch.__version__}. Small variants, random weights; `seconds` is capture to "
+        f"certificate on {torch.get_num_threads()} thread(s), other work running beside.",
         "",
         "| family | bits | certificate | ties of codes | integer share | series pairs "
         "| operators in float | seconds |",

@@ -119,6 +119,7 @@ class Recipe(BaseModel):
     Attributes:
         seed: Seed of everything random.
         device: ``auto`` takes CUDA, then MPS, then the CPU.
+        memory: Memory that forwards of the student may take [GB]; batches shrink to fit.
         teacher: Which network.
         synthesize: How images are made; None where ``images`` names real ones.
         images: Folder, npz file or stored image set to calibrate with, instead of ``synthesize``.
@@ -134,6 +135,7 @@ class Recipe(BaseModel):
 
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    memory: Annotated[float | None, Field(gt=0)] = None
     teacher: TeacherSection
     synthesize: SynthesizeSection | None = None
     images: str | None = None

@@ -37,8 +37,16 @@ def test_every_kind_is_there(families: ModuleType) -> None:
     assert tuple(families.FAMILIES) == KINDS
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
-@pytest.mark.parametrize("kind", KINDS)
+# The slowest; their other width stays in the quick run.
+SLOW = {("swin", "w8a8"), ("convnext", "w8a8"), ("shufflenet", "w4a4"), ("efficientnet", "w4a4")}
+CASES = [
+    pytest.param(kind, bits, marks=[pytest.mark.slow] if (kind, bits) in SLOW else [])
+    for kind in KINDS
+    for bits in ("w8a8", "w4a4")
+]
+
+
+@pytest.mark.parametrize(("kind", "bits"), CASES)
 def test_the_certificate_of_this_kind_holds(
     kind: str, bits: str, families: ModuleType, tmp_path: Path
 ) -> None:

@@ -71,6 +71,16 @@ def test_each_channel_has_a_grid_of_its_own() -> None:
         assert quantizer(x)[:, channel].flatten().tolist() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(("low", "code"), [(-1.2, 4), (-1.3, 5), (0.0, 0), (-4.2, 15), (-9.0, 15)])
+def test_the_zero_point_is_the_code_nearest_to_zero(low: float, code: int) -> None:
+    # A step is (high - low) / 15: 0.28 where high = low + 4.2.
+    high = max(low + 4.2, 0.0)
+    _, zero_point = scale_and_zero_point(
+        torch.tensor(low), torch.tensor(high), 0, 15, symmetric=False
+    )
+    assert int(zero_point) == code
+
+
 def test_printed_ranges_of_the_symmetric_grids() -> None:
     low, high = torch.tensor(-3.0), torch.tensor(2.0)
     restricted, _ = scale_and_zero_point(low, high, -7, 7, symmetric=True)

@@ -5,6 +5,7 @@ not compute what was simulated · 4 below `--min-agreement` · 5 the output fold
 130 interrupted.
 """
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -105,6 +106,9 @@ app.command("teachers")(teachers.teachers)
 
 def main() -> None:
     """Entry point of the program."""
+    # Waiting threads of OpenMP spin; where another program wants the core, each step then waits for
+    # a whole time slice (seen: 25 s instead of 3 s). Read when torch is imported, so set before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         # Tables and bars hold × and −; a terminal without UTF-8 shows `?` instead of failing.
         if hasattr(stream, "reconfigure"):

@@ -54,6 +54,10 @@ SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of e
 DeviceOption = Annotated[
     str | None, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")
 ]
+MemoryOption = Annotated[
+    float | None,
+    typer.Option("--memory", metavar="GB", help="Memory that forwards may take; batches shrink."),
+]
 CountOption = Annotated[
     int | None, typer.Option("--count", metavar="N", help="Number of images.", show_default=False)
 ]

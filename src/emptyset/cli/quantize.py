@@ -14,6 +14,7 @@ from emptyset.cli.options import (
     InputOption,
     JsonOption,
     MeanOption,
+    MemoryOption,
     ModelArgsOption,
     ModelOption,
     OverwriteOption,
@@ -50,6 +51,7 @@ def quantize(
     settings: SetOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
+    memory: MemoryOption = None,
     model: ModelOption = None,
     model_args: ModelArgsOption = None,
     input_size: InputOption = None,
@@ -85,6 +87,7 @@ def quantize(
         count=count,
         seed=seed,
         device=device,
+        memory=memory,
         min_agreement=min_agreement,
         settings=settings or [],
     )

@@ -27,7 +27,7 @@ def keep_biases_in_int32(student: Student) -> dict[str, int]:
     """Raise the weight scale of every channel whose bias would not fit; in place, idempotent.
 
     Returns:
-        Number of raised channels by layer path, layers without any left out.
+        Number of channels raised, now or before, by layer path, layers without any left out.
     """
     raised: dict[str, int] = {}
     if not student.integer_biases:
@@ -43,7 +43,7 @@ def keep_biases_in_int32(student: Student) -> dict[str, int]:
         quantizer = student.quantizers[layer.weight_quantizer]
         step = student.quantizers[layer.input_quantizer].scale.double()
         needed = _float_above(bias / (step * LARGEST_CODE))
-        count = int((needed > quantizer.scale).sum())
+        count = int((needed >= quantizer.scale).sum())  # equal: raised at an earlier call
         if count:
             raised[layer.name] = count
             _raise(quantizer, needed)

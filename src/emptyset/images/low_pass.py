@@ -21,9 +21,10 @@ def low_pass(images_NCHW: Tensor, cutoff: float) -> Tensor:
         224 pixels.
     """
     height, width = images_NCHW.shape[2:]
-    rows = torch.fft.fftfreq(height, d=1 / height, device=images_NCHW.device)
-    columns = torch.fft.rfftfreq(width, d=1 / width, device=images_NCHW.device)
+    device, dtype = images_NCHW.device, images_NCHW.dtype
+    rows = torch.fft.fftfreq(height, d=1 / height, device=device, dtype=dtype)
+    columns = torch.fft.rfftfreq(width, d=1 / width, device=device, dtype=dtype)
     distance = rows[:, None].square() + columns[None].square()
-    gain = torch.exp(-distance / (2 * cutoff**2)).to(images_NCHW.dtype)
+    gain = torch.exp(-distance / (2 * cutoff**2))
     filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(images_NCHW) * gain, s=(height, width))
     return filtered

@@ -1,5 +1,6 @@
 """Schedules: the step size over the steps, kept on the device like everything else."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -93,7 +94,7 @@ class Cosine:
         # After the last step there is no further stretch: the last one ends at its final rate.
         begin, end = next(
             (low, high)
-            for low, high in zip(borders, borders[1:], strict=False)
+            for low, high in itertools.pairwise(borders)
             if number < high or high == total
         )
         rate = self.rate_of(number - begin, end - begin)

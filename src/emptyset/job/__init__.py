@@ -127,6 +127,7 @@ def quantize(
     count: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    memory: float | None = None,
     settings: Sequence[str] = (),
     teacher_options: Mapping[str, Any] | None = None,
     min_agreement: float | None = None,
@@ -144,6 +145,7 @@ def quantize(
         count: Number of images.
         seed: Seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        memory: Memory that forwards of the student may take [GB].
         settings: ``KEY=VALUE`` changes of the recipe.
         teacher_options: More of the recipe's ``teacher`` section, for example ``{"weights":
             "resnet18.safetensors"}``.
@@ -159,6 +161,7 @@ def quantize(
         count=count,
         seed=seed,
         device=device,
+        memory=memory,
         min_agreement=min_agreement,
         settings=settings,
     )
@@ -175,6 +178,7 @@ def recipe_for(
     count: int | None = None,
     seed: int | None = None,
     device: str | None = None,
+    memory: float | None = None,
     min_agreement: float | None = None,
     settings: Sequence[str] = (),
 ) -> Recipe:
@@ -189,6 +193,7 @@ def recipe_for(
         count: Number of images.
         seed: Seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        memory: Memory that forwards of the student may take [GB].
         min_agreement: Fail below this agreement, 0..1.
         settings: ``KEY=VALUE`` changes on top.
     """
@@ -208,7 +213,8 @@ def recipe_for(
     ):
         if value is not None:
             data.setdefault(section, {})[key] = value
-    data |= {k: v for k, v in (("seed", seed), ("device", device)) if v is not None}
+    whole_run = (("seed", seed), ("device", device), ("memory", memory))
+    data |= {key: value for key, value in whole_run if value is not None}
     return Recipe.parse(data, settings=settings)
 
 

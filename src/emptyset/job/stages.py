@@ -5,12 +5,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from emptyset import pipeline
+from emptyset.graph.memory import largest_batch
 from emptyset.job.context import PrefixedMonitor, RunContext
 from emptyset.job.from_recipe import layer_image_count, prepare_from
 from emptyset.job.held_out import first
 from emptyset.job.image_stages import KnownImages
 from emptyset.job.metrics import collect, file_facts
 from emptyset.recipe import MethodSection
+from emptyset.registry import refiners
 from emptyset.report.guard import Verdict, judge
 from emptyset.report.layer_table import layer_table
 from emptyset.run_folder import CERTIFICATE, METRICS, MODEL, REJECTED, REPORT, STUDENT, Workplace
@@ -71,9 +73,25 @@ class Stages:
             section.method,
             seed=self._context.recipe.seed,
             monitor=PrefixedMonitor(at.monitor, f"{index}"),
-            **section.settings(),
+            **self._fitting(student, section),
         )
         at.monitor.keep(key, student.state_dict, final=True)
+
+    def _fitting(self, student: "Student", section: MethodSection) -> dict[str, Any]:
+        """The refiner's settings, its batch no larger than the recipe's memory allows."""
+        settings, memory = section.settings(), self._context.recipe.memory
+        config = refiners.get(section.method).config
+        known = getattr(config, "__dataclass_fields__", {})
+        if memory is not None and "batch_size" in known:
+            asked = settings.get("batch_size", known["batch_size"].default)
+            settings["batch_size"] = largest_batch(student, memory, at_most=asked)
+        return settings
+
+    def _batch_size(self) -> int:
+        """Images in one forward of a measurement."""
+        memory = self._context.recipe.memory
+        size = pipeline.batch_size_for(self._context.teacher.input.shape)
+        return largest_batch(self.ready_student(), memory, at_most=size) if memory else size
 
     def ready_student(self) -> "Student":
         """The refined student, read back where an earlier process made it."""
@@ -108,7 +126,7 @@ class Stages:
     def _guard(self, at: Workplace) -> dict[str, Any]:
         recipe, teacher = self._context.recipe, self._context.teacher
         student, images = self.ready_student(), self._judged.images
-        size = pipeline.batch_size_for(teacher.input.shape)
+        size = self._batch_size()
         found = pipeline.measure(
             student,
             teacher,
@@ -197,7 +215,7 @@ class Stages:
                 context.teacher,
                 judged.images,
                 seed=context.recipe.seed,
-                batch_size=pipeline.batch_size_for(context.teacher.input.shape),
+                batch_size=self._batch_size(),
                 monitor=at.monitor,
             )
             facts = {"on": judged.described, "count": len(judged.images)}

@@ -1,0 +1,148 @@
+"""DeepInversion: its objective, its two sizes, its competition with a student."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from emptyset.errors import RecipeError, UnsupportedModelError
+from emptyset.inversion.compilation import Execution
+from emptyset.inversion.engine import invert
+from emptyset.inversion.method import Seen
+from emptyset.inversion.standard_units import standard_units
+from emptyset.losses.layer_statistics import layer_statistics
+from emptyset.synthesizers.deep_inversion import DeepInversion, DeepInversionConfig
+from emptyset.teachers.teacher import InputSpec, Teacher
+
+EXACT = Execution(compiled=False, dtype=torch.float32)
+PLAIN = {"low_resolution_share": 0.0, "warm_up": 0, "roll": 0, "flip": 0.0}
+
+
+def test_the_objective_is_the_papers_sum(small_teacher: Teacher) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 5, 4, generator=generator, dtype=torch.double)
+    features = [torch.randn(2, c, 3, 2, generator=generator, dtype=torch.double) for c in (2, 4)]
+    logits = torch.randn(2, 5, generator=generator, dtype=torch.double)
+    targets = torch.tensor([4, 0])
+    means = [0.3 * torch.ones(c).double() for c in (2, 4)]
+    variances = [0.5 * torch.ones(c).double() for c in (2, 4)]
+    layers = tuple(map(layer_statistics, features, means, variances))
+    config = DeepInversionConfig(
+        statistics_weight=0.2, first_layer_multiplier=7.0, smoothness_weight=0.3,
+        norm_weight=0.5, class_weight=2.0,
+    )  # fmt: skip
+    objective = DeepInversion(config).objective_for(standard_units(small_teacher.input))
+    found = objective(Seen(images, logits, None, layers, targets, {}))
+
+    expected = 0.0
+    for x, mean, var, weight in zip(features, means, variances, (7.0, 1.0), strict=True):
+        v, m = torch.var_mean(x, (0, 2, 3), correction=0)
+        expected += 0.2 * weight * float((m - mean).norm() + (v - var).norm())
+    for shifted in (
+        images[..., 1:] - images[..., :-1],
+        images[:, :, 1:] - images[:, :, :-1],
+        images[:, :, 1:, 1:] - images[:, :, :-1, :-1],
+        images[:, :, 1:, :-1] - images[:, :, :-1, 1:],
+    ):
+        expected += 0.3 * float((shifted**2).sum() ** 0.5)
+    expected += 0.5 * float((images[0] ** 2).sum() ** 0.5 + (images[1] ** 2).sum() ** 0.5) / 2
+    expected -= 2.0 * float(logits.log_softmax(1)[[0, 1], [4, 0]].mean())
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_teacher_sees_half_the_size_first_and_the_best_is_one_of_full_size(
+    small_teacher: Teacher,
+) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    class Watched(DeepInversion):
+        def objective_for(self, units):  # type: ignore[no-untyped-def]
+            inner = super().objective_for(units)
+
+            def objective(seen: Seen) -> Tensor:
+                sizes.append((seen.images.shape[2], seen.images.shape[3]))
+                # At half the size the loss is always smaller; it must not win.
+                return inner(seen) + (0.0 if seen.images.shape[2] == 4 else 1000.0)
+
+            return objective
+
+    config = DeepInversionConfig(steps=7, low_resolution_share=0.6, warm_up=1, roll=2)
+    images = Watched(config).synthesize(small_teacher, 4, seed=0)
+    assert sizes == [(4, 5)] * 4 + [(8, 10)] * 3
+    # The images of the best loss have had all steps at half the size.
+    early = DeepInversion(DeepInversionConfig(steps=4, warm_up=1, low_resolution_share=0.0))
+    assert not torch.allclose(images.images, early.synthesize(small_teacher, 4, seed=0).images)
+
+
+def test_pixels_stay_between_black_and_white(make_teacher: Callable[..., Teacher]) -> None:
+    teacher = make_teacher(mean=0.3, std=0.2)
+    config = DeepInversionConfig(steps=6, learning_rate=3.0, **PLAIN)  # type: ignore[arg-type]
+    pixels = DeepInversion(config).synthesize(teacher, 6, seed=0).images * 0.2 + 0.3
+    assert pixels.min().item() == pytest.approx(0.0, abs=1e-6)
+    assert pixels.max().item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_loss_falls(small_teacher: Teacher) -> None:
+    losses: list[float] = []
+
+    class Watched(DeepInversion):
+        def objective_for(self, units):  # type: ignore[no-untyped-def]
+            inner = super().objective_for(units)
+
+            def objective(seen: Seen) -> Tensor:
+                loss = inner(seen)
+                losses.append(loss.item())
+                return loss
+
+            return objective
+
+    config = DeepInversionConfig(steps=60, low_resolution_share=0.0, warm_up=3, roll=1)
+    Watched(config).synthesize(small_teacher, 8, seed=0)
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_student_is_competed_with(make_teacher: Callable[..., Teacher]) -> None:
+    teacher, student = make_teacher(seed=0), make_teacher(seed=1).module
+
+    def divergence(weight: float) -> float:
+        config = DeepInversionConfig(
+            steps=40,
+            adaptive_weight=weight,
+            statistics_weight=0.0,
+            class_weight=0.0,
+            **PLAIN,  # type: ignore[arg-type]
+        )
+        method = DeepInversion(config, student=student).method(teacher)
+        images = invert(method, teacher, 8, seed=0, settings={}, execution=EXACT).images
+        p, q = (net(images).softmax(1) for net in (teacher.module, student))
+        return float((p - q).abs().sum(1).mean())
+
+    assert divergence(10.0) > 1.3 * divergence(0.0)
+    assert all(p.grad is None for p in student.parameters())
+
+
+def test_without_a_student_the_adaptive_form_says_how_to_give_one(small_teacher: Teacher) -> None:
+    made = DeepInversion(DeepInversionConfig(adaptive_weight=0.2))
+    with pytest.raises(RecipeError, match="student=network"):
+        made.synthesize(small_teacher, 4, seed=0)
+
+
+def test_a_network_of_one_size_is_refused_with_the_setting_to_change() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(192, 3))
+    module.requires_grad_(False).eval()
+    fixed = Teacher("test:fixed", module, InputSpec((3, 8, 10), (0.5,) * 3, (0.25,) * 3))
+    with pytest.raises(UnsupportedModelError, match="low_resolution_share to 0"):
+        DeepInversion(DeepInversionConfig.smallest()).synthesize(fixed, 4, seed=0)
+    config = DeepInversionConfig(steps=2, low_resolution_share=0.0)
+    assert len(DeepInversion(config).synthesize(fixed, 4, seed=0)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("low_resolution_share", 1.0), ("flip", 1.5), ("betas", (0.5, 1.0)),
+     ("roll", -1), ("adaptive_weight", -0.1), ("temperature", 0.0)],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        DeepInversionConfig(**{name: value})  # type: ignore[arg-type]
