@@ -100,7 +100,7 @@ class Engine:
     """The engine's own step, one at a time."""
 
     def __init__(self, teacher: Teacher, noise: Tensor, execution: Execution) -> None:
-        self.method: Method = ZeroQ(ZeroQConfig()).method()
+        self.method: Method = ZeroQ(ZeroQConfig()).method(teacher)
         self.frozen = FrozenTeacher(teacher)
         self.context = self.frozen.loss_of(self.method, execution)
         self.loss = self.context.__enter__()

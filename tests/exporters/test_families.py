@@ -37,8 +37,10 @@ def test_every_kind_is_there(families: ModuleType) -> None:
     assert tuple(families.FAMILIES) == KINDS
 
 
-# The slowest; their other width stays in the quick run.
-SLOW = {("swin", "w8a8"), ("convnext", "w8a8"), ("shufflenet", "w4a4"), ("efficientnet", "w4a4")}
+# One width of each kind in the quick run; `make test-slow` has the other.
+SLOW = {
+    (kind, "w4a4" if kind in ("swin", "shufflenet", "efficientnet") else "w8a8") for kind in KINDS
+}
 CASES = [
     pytest.param(kind, bits, marks=[pytest.mark.slow] if (kind, bits) in SLOW else [])
     for kind in KINDS

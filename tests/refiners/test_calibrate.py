@@ -45,7 +45,7 @@ def calibrate(student: Student, images: object, **options: object) -> None:
 def test_ranges_of_activations_are_those_of_the_float_network(
     student: Student, images: ImageSet
 ) -> None:
-    calibrate(student, images, batch_size=4)
+    calibrate(student, images, batch_size=4, input_range="observed")
     net, x = student.teacher.module, images.images
     after_relu = F.relu(net.conv(x))
     for name, seen in {
@@ -56,6 +56,30 @@ def test_ranges_of_activations_are_those_of_the_float_network(
         scale = student.quantizers[name].scale.item()
         assert scale == pytest.approx((high - low) / 255, rel=1e-5), name
         assert int(student.quantizers[name].zero_point) == round(-low / scale)
+
+
+def test_the_image_has_the_range_from_black_to_white(student: Student, images: ImageSet) -> None:
+    calibrate(student, images)
+    low, high = -2.5, 2.5  # (0 - 0.5) / 0.2 and (1 - 0.5) / 0.2
+    assert student.quantizers["input"].scale.item() == pytest.approx((high - low) / 255, rel=1e-6)
+    # 127.5 steps lie below zero: a tie, either neighbour is right.
+    assert int(student.quantizers["input"].zero_point) in (127, 128)
+
+
+def test_an_image_that_shares_its_scale_with_features_keeps_the_observed_range() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 5, 1), nn.Linear(8, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cat([x, 40 * self.conv(x)], 1).mean((2, 3)))
+
+    net = Joined().requires_grad_(False).eval()
+    spec = InputSpec((3, 6, 4), (0.5,) * 3, (0.2,) * 3)
+    student = prepare(Teacher("joined", net, spec), "w8a8")
+    calibrate(student, ImageSet(torch.randn(9, 3, 6, 4)))
+    assert student.quantizers["input"].scale.item() > 5 / 255
 
 
 def test_weights_get_one_exact_range_per_output_channel(student: Student, images: ImageSet) -> None:

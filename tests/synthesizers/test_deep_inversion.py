@@ -12,7 +12,11 @@ from emptyset.inversion.engine import invert
 from emptyset.inversion.method import Seen
 from emptyset.inversion.standard_units import standard_units
 from emptyset.losses.layer_statistics import layer_statistics
-from emptyset.synthesizers.deep_inversion import DeepInversion, DeepInversionConfig
+from emptyset.synthesizers.deep_inversion import (
+    DeepInversion,
+    DeepInversionConfig,
+    _pooled_and_rolled,
+)
 from emptyset.teachers.teacher import InputSpec, Teacher
 
 EXACT = Execution(compiled=False, dtype=torch.float32)
@@ -54,25 +58,36 @@ def test_the_objective_is_the_papers_sum(small_teacher: Teacher) -> None:
 def test_the_teacher_sees_half_the_size_first_and_the_best_is_one_of_full_size(
     small_teacher: Teacher,
 ) -> None:
-    sizes: list[tuple[int, int]] = []
+    shown: list[Tensor] = []
+    # At half the size the loss is smaller; it must not win. At full size the second is the best.
+    added = iter([0.0] * 4 + [900.0, 300.0, 600.0])
 
     class Watched(DeepInversion):
         def objective_for(self, units):  # type: ignore[no-untyped-def]
             inner = super().objective_for(units)
 
             def objective(seen: Seen) -> Tensor:
-                sizes.append((seen.images.shape[2], seen.images.shape[3]))
-                # At half the size the loss is always smaller; it must not win.
-                return inner(seen) + (0.0 if seen.images.shape[2] == 4 else 1000.0)
+                shown.append(seen.images.detach().clone())
+                return inner(seen) + next(added)
 
             return objective
 
-    config = DeepInversionConfig(steps=7, low_resolution_share=0.6, warm_up=1, roll=2)
-    images = Watched(config).synthesize(small_teacher, 4, seed=0)
-    assert sizes == [(4, 5)] * 4 + [(8, 10)] * 3
-    # The images of the best loss have had all steps at half the size.
-    early = DeepInversion(DeepInversionConfig(steps=4, warm_up=1, low_resolution_share=0.0))
-    assert not torch.allclose(images.images, early.synthesize(small_teacher, 4, seed=0).images)
+    config = DeepInversionConfig(
+        steps=7, low_resolution_share=0.6, warm_up=1, roll=0, flip=0.0, clip=False
+    )
+    images = Watched(config).synthesize(small_teacher, 4, seed=0).images
+    assert [tuple(x.shape[2:]) for x in shown] == [(4, 5)] * 4 + [(8, 10)] * 3
+    torch.testing.assert_close(images, shown[5])
+
+
+def test_half_the_size_is_the_mean_of_four_pixels_shifted_and_mirrored() -> None:
+    images = torch.randn(2, 1, 4, 6, generator=torch.Generator().manual_seed(0))
+    drawn = {"roll_rows": torch.tensor([1, 0]), "roll_columns": torch.tensor([2, 1, 0])}
+    found = _pooled_and_rolled(images, drawn)
+    for i in range(2):
+        for j in range(3):
+            block = images[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3))
+            torch.testing.assert_close(found[:, :, 1 - i, 2 - j], block)
 
 
 def test_pixels_stay_between_black_and_white(make_teacher: Callable[..., Teacher]) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from emptyset.errors import MissingExtraError
 from emptyset.exporters.simulation import Simulation, simulate
+from emptyset.graph.capture import export_dynamic
 from emptyset.graph.student import Student
 from emptyset.quantizers.pt2e import quietly
 from emptyset.teachers.teacher import Teacher
@@ -121,10 +122,8 @@ def export_float(teacher: Teacher, path: Path) -> int:
     _require_onnx()
     from emptyset.exporters.onnx_graph import OnnxGraph
 
-    dynamic = ({0: torch.export.Dim.DYNAMIC},)
     module, example = copy.deepcopy(teacher.module).cpu(), teacher.example().cpu()
-    with quietly(), torch.no_grad():
-        exported = torch.export.export(module, (example,), dynamic_shapes=dynamic)
+    exported = export_dynamic(module, example)
     graph = OnnxGraph(_to_proto(exported, teacher))
     graph.rename_output(OUTPUT_NAME)
     model = graph.write_back()

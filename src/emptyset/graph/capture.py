@@ -38,7 +38,7 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     Raises:
         CaptureError: If `torch.export` refuses; the message holds its reason and the source line.
     """
-    exported = _export(copy.deepcopy(module).eval(), example)
+    exported = export_dynamic(copy.deepcopy(module).eval(), example)
     with quietly():
         if _writes_through_views(exported.graph):
             exported = exported.run_decompositions({})
@@ -54,7 +54,12 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     return graph_module
 
 
-def _export(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+def export_dynamic(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+    """Export with a dynamic batch; the strict tracer is the second try.
+
+    Raises:
+        CaptureError: If both refuse; the message holds torch's reason and the source line.
+    """
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     first: Exception | None = None
     for strict in (False, True):

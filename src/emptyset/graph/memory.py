@@ -1,5 +1,8 @@
 """How much memory one image takes on its way through a student, read off the graph."""
 
+import math
+from typing import Any
+
 from torch import Tensor, fx
 
 from emptyset.graph.student import Student
@@ -35,9 +38,9 @@ def largest_batch(student: Student, gigabytes: float, *, at_most: int) -> int:
 def _bytes(node: fx.Node) -> int:
     """Bytes of the node's tensor for one image; 0 where it does not depend on the batch."""
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not value.dim() or isinstance(value.shape[0], int):
+    if not isinstance(value, Tensor):
         return 0
-    count = 1
-    for size in value.shape[1:]:
-        count *= int(size)
-    return count * value.element_size()
+    shape: list[Any] = list(value.shape)
+    if not shape or isinstance(shape[0], int):
+        return 0
+    return math.prod(int(size) for size in shape[1:]) * value.element_size()

@@ -35,6 +35,11 @@ class InputSpec:
         mean, std = self._mean_and_std(images)
         return (images * std + mean).clamp(0, 1)
 
+    def pixel_range(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value that any image can have, 0-dim [normalised units]."""
+        mean, std = (torch.tensor(values, dtype=torch.double) for values in (self.mean, self.std))
+        return ((0 - mean) / std).min(), ((1 - mean) / std).max()
+
     def _mean_and_std(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Both as ``(C, 1, 1)``, where the images are and as precise as they are."""
         mean, std = (

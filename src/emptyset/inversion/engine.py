@@ -64,7 +64,7 @@ def invert(
     harvests = max(1, len(method.snapshots))
     plan = plan_batches(-(-count // harvests), method.batch_size, seed=seed)
     frozen = FrozenTeacher(teacher)
-    others = [FrozenTeacher(other) for other in method.others]
+    others = [FrozenTeacher(other, frozen.device) for other in method.others]
     execution = execution or _decide(method, frozen, plan, monitor)
     images: list[Tensor] = []
     targets: list[Tensor] = []
@@ -184,10 +184,9 @@ def _batch(
 
 
 def _as_earlier(found: State, frozen: FrozenTeacher) -> list[tuple[Tensor, Tensor | None]]:
-    """A finished batch as later ones see it: standardised, on the device."""
-    targets = found["targets"].to(frozen.device) if "targets" in found else None
+    """A finished batch as later ones see it; it stays on the CPU."""
     names = [name for name in found if name.startswith("images.")]
-    return [(frozen.units.from_teacher(found[n].to(frozen.device)), targets) for n in names]
+    return [(frozen.units.from_teacher(found[n]), found.get("targets")) for n in names]
 
 
 def _start(

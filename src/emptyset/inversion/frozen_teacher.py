@@ -32,15 +32,15 @@ class Layer:
 class FrozenTeacher:
     """A copy without weight gradients, channels last; the teacher itself is never touched."""
 
-    def __init__(self, teacher: Teacher) -> None:
+    def __init__(self, teacher: Teacher, device: torch.device | None = None) -> None:
         self.units: StandardUnits = standard_units(teacher.input)
-        self.device = teacher.example(1).device
+        self.device = device or teacher.example(1).device
         self.shape = teacher.input.shape
-        module = copy.deepcopy(teacher.module).requires_grad_(False).eval()
+        module = copy.deepcopy(teacher.module).requires_grad_(False).eval().to(self.device)
         self.module: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         by_name = dict(self.module.named_modules())
         self.layers = [
-            Layer(by_name[n.name], n.mean.detach().clone(), n.var.detach().clone())
+            Layer(by_name[n.name], *(v.detach().clone().to(self.device) for v in (n.mean, n.var)))
             for n in teacher.stored_batch_norms()
         ]
         linears = [m for m in self.module.modules() if isinstance(m, nn.Linear)]
@@ -100,6 +100,8 @@ class FrozenTeacher:
                 shown = self.units.to_teacher(images)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                     logits = self.module(shown)
+                if offsets is not None:
+                    offsets.clear()
                 statistics, features = self._sorted(recorded)
                 chosen = [n for n in range(len(others)) if f"other.{n}" in drawn]
                 opinions = tuple(opinion(n, images) for n in chosen)

@@ -54,9 +54,9 @@ class BatchStart:
     """What is there when a batch begins.
 
     Attributes:
-        look: What the teacher makes of images ``(M, C, H, W)`` [standardised pixel units], in
-            float32 and without gradients.
-        earlier: Images [standardised pixel units] and targets of the batches before.
+        look: What the teacher makes of images ``(M, C, H, W)`` [standardised pixel units] of any
+            device, in float32 and without gradients.
+        earlier: Images [standardised pixel units] and targets of the batches before, on the CPU.
         generator: Source of everything random in this batch.
         shape: ``(N, C, H, W)`` of the batch.
     """

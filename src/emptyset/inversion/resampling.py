@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # As torchvision's RandomResizedCrop: aspect ratios, and how often a crop that does not fit is
 # drawn anew before the whole image is taken.
@@ -50,22 +50,27 @@ def draw_crops(
 def sampled(images_NCHW: Tensor, rows_NH: Tensor, columns_NW: Tensor) -> Tensor:
     """Bilinear samples of each image at its own rows and columns.
 
+        out = R · x · Cᵀ,   R_ih = max(0, 1 − |rows_i − h|),   C likewise
+
+    Two products of small matrices: as fast as ``grid_sample`` for crops, and, unlike its gradient
+    on CUDA, the same every time.
+
     Args:
         images_NCHW: ``(N, C, H, W)``.
-        rows_NH: Positions ``(N, H')`` [pixels, 0 is the centre of the first].
-        columns_NW: Positions ``(N, W')`` [pixels].
+        rows_NH: Positions ``(N, H')`` in 0..H − 1 [pixels, 0 is the centre of the first].
+        columns_NW: Positions ``(N, W')`` in 0..W − 1 [pixels].
 
     Returns:
-        ``(N, C, H', W')``; outside the image its border goes on.
+        ``(N, C, H', W')``.
     """
-    height, width = images_NCHW.shape[2:]
-    y = rows_NH * (2 / max(height - 1, 1)) - 1
-    x = columns_NW * (2 / max(width - 1, 1)) - 1
-    size = (len(images_NCHW), y.shape[1], x.shape[1])
-    grid = torch.stack([x[:, None].expand(size), y[:, :, None].expand(size)], dim=3)
-    return nn.functional.grid_sample(
-        images_NCHW, grid.to(images_NCHW.dtype), padding_mode="border", align_corners=True
-    )
+    count, channels, height, width = images_NCHW.shape
+    from_rows = _weights(rows_NH, height).to(images_NCHW.dtype)
+    from_columns = _weights(columns_NW, width).to(images_NCHW.dtype)
+    # Channels last, so that the first product reads the images as they lie in memory.
+    wide = images_NCHW.permute(0, 2, 3, 1).reshape(count, height, width * channels)
+    wide = torch.bmm(from_rows, wide).view(count, -1, width, channels)
+    tall = torch.bmm(from_columns, wide.transpose(1, 2).reshape(count, width, -1))
+    return tall.view(count, from_columns.shape[1], from_rows.shape[1], channels).permute(0, 3, 2, 1)
 
 
 def draw_pasted_boxes(
@@ -143,6 +148,12 @@ def _random_boxes(
     tops = (torch.rand(count, generator=generator) * (height - chosen_h + 1)).floor()
     lefts = (torch.rand(count, generator=generator) * (width - chosen_w + 1)).floor()
     return tops, lefts, chosen_h, chosen_w
+
+
+def _weights(positions: Tensor, size: int) -> Tensor:
+    """Share ``(N, P, size)`` that each pixel has in the sample at each position."""
+    pixels = torch.arange(size, device=positions.device, dtype=positions.dtype)
+    return (1 - (positions[:, :, None] - pixels).abs()).clamp(min=0.0)
 
 
 def _positions(starts: Tensor, lengths: Tensor, size: int) -> Tensor:

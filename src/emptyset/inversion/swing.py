@@ -36,11 +36,17 @@ def shifted(x_NCHW: Tensor, offset: Tensor) -> Tensor:
     height, width = x_NCHW.shape[2:]
     if min(height, width) < 2:
         return x_NCHW
-    padded = nn.functional.pad(x_NCHW, (1, 1, 1, 1), mode="reflect")
     # Indices, not slices: a slice would wait for the device to tell where it starts.
-    rows = torch.arange(height, device=x_NCHW.device) + offset[0]
-    columns = torch.arange(width, device=x_NCHW.device) + offset[1]
-    return padded.index_select(2, rows).index_select(3, columns)
+    rows = _reflected(height, offset[0])
+    columns = _reflected(width, offset[1])
+    return x_NCHW.index_select(2, rows).index_select(3, columns)
+
+
+def _reflected(size: int, offset: Tensor) -> Tensor:
+    """Which pixel lies at each place of the crop, ``(size,)``; the border is a mirror."""
+    last = size - 1
+    places = (torch.arange(size, device=offset.device) + offset - 1).abs()
+    return last - (last - places).abs()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """IntraQ's losses: images of one class that differ in confidence and in features."""
 
-import torch
 from torch import Tensor, nn
 
 
@@ -71,7 +70,7 @@ def class_centres(features_MF: Tensor, labels_M: Tensor, classes: int) -> tuple[
     Returns:
         ``(K, F)`` means, 0 for a class without images, and ``(K,)`` 1 or 0: has it any.
     """
-    sums = features_MF.new_zeros(classes, features_MF.shape[1])
-    sums.index_add_(0, labels_M, features_MF)
-    counts = torch.bincount(labels_M, minlength=classes).to(features_MF.dtype)
+    # A product, not index_add, whose order of addition varies on CUDA.
+    members = nn.functional.one_hot(labels_M, classes).to(features_MF.dtype)
+    sums, counts = members.T @ features_MF, members.sum(dim=0)
     return sums / counts.clamp(min=1.0)[:, None], (counts > 0).to(features_MF.dtype)

@@ -15,13 +15,16 @@ from torch import Tensor
 
 from emptyset.errors import ImagesError
 from emptyset.graph.bias_range import keep_biases_in_int32
-from emptyset.graph.operators import attribute
+from emptyset.graph.operators import attribute, is_pass
 from emptyset.graph.student import Student
 from emptyset.images.image_set import Batch
 from emptyset.monitor import SILENT, Monitor, State
 from emptyset.quantizers.affine import AffineFakeQuantizer
 from emptyset.ranges.estimator import RangeEstimator
 from emptyset.registry import ranges, refiners
+
+# Name of the quantizer of the image itself.
+INPUT = "input"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +35,23 @@ class CalibrateConfig:
         weight_range: Range estimator of weights; ``auto``: ``min_max`` at 8 bits, ``lp_norm``
             below.
         activation_range: Range estimator of activations; ``auto`` likewise.
+        input_range: Range of the image itself: ``pixels``: black to white, which the teacher's mean
+            and std tell; ``observed``: like any other activation.
         batch_size: Images in one forward.
     """
 
     weight_range: str = "auto"
     activation_range: str = "auto"
+    input_range: str = "pixels"
     batch_size: int = 64
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1. Got {self.batch_size}.")
+        if self.input_range not in ("pixels", "observed"):
+            raise ValueError(
+                f"input_range must be 'pixels' or 'observed'. Got '{self.input_range}'."
+            )
         for name in (self.weight_range, self.activation_range):
             if name != "auto":
                 ranges.get(name)
@@ -110,6 +120,8 @@ class Calibrate:
                 quantizer.set_range(*estimators[name].low_high())
             else:
                 self._set_weight(student, name, quantizer)
+        if self.config.input_range == "pixels" and _quantizes_images_alone(student):
+            student.quantizers[INPUT].set_range(*student.teacher.input.pixel_range())
         keep_biases_in_int32(student)
 
     def _set_weight(self, student: Student, name: str, quantizer: AffineFakeQuantizer) -> None:
@@ -133,6 +145,19 @@ class Calibrate:
             symmetric=quantizer.symmetric,
         )
         return estimator
+
+
+def _quantizes_images_alone(student: Student) -> bool:
+    """Whether the image has a quantizer that no other tensor shares (by a concatenation, say)."""
+    image = student.quantizers.get(INPUT)
+    for node in student.program.graph.nodes:
+        if node.op == "call_module" and student.program.get_submodule(str(node.target)) is image:
+            source = node.args[0]
+            while source.op == "call_module" or is_pass(source):
+                source = source.args[0]
+            if source.op != "placeholder":
+                return False
+    return image is not None
 
 
 class _Watching:

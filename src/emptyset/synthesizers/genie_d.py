@@ -1,7 +1,7 @@
 """Genie-D: images through a small generator of their own, latents and weights optimised together.
 
-Paper: Jeon et al., "Genie: Show Me the Data for Quantization", CVPR 2023, arXiv:2212.04780; settings
-    of the released code.
+Paper: Jeon et al., "Genie: Show Me the Data for Quantization", CVPR 2023, arXiv:2212.04780;
+    settings of the released code.
 Idea: a fresh generator per batch shares what its images have in common; strided convolutions of the
     teacher see their input shifted at random (swing convolution), so that their grid leaves no
     pattern.

@@ -5,7 +5,7 @@ Paper: Li et al., "Hard Sample Matters a Lot in Zero-Shot Quantization", CVPR 20
 Idea: match BatchNorm statistics, and weight the cross-entropy by difficulty, so that no image
     becomes an easy one that only fits.
 Needs: a teacher with BatchNorm2d layers and at least 2 classes.
-Not here: the other half of the paper, training the student on images made harder (a refiner's work).
+Not here: training the student on images made harder, the paper's other half (a refiner's work).
 Differs from source:
     * Defaults are those for CIFAR. ImageNet: hard_weight 0.1, exponent 0.5, crop true.
     * Crops of all images are taken at once, bilinearly, equal to torchvision's one by one.

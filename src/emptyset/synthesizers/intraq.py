@@ -220,6 +220,6 @@ def _centres(start: BatchStart, classes: int) -> dict[str, Tensor]:
         found = start.look(images).features
         if found is not None and targets is not None:
             features.append(found)
-            labels.append(targets)
+            labels.append(targets.to(found.device))
     centres, known = class_centres(torch.cat(features), torch.cat(labels), classes)
     return {"centres": centres, "known": known}

@@ -27,7 +27,8 @@ from emptyset.inversion.canvas import Pixels
 from emptyset.inversion.engine import invert
 from emptyset.inversion.method import Group, Method, Seen
 from emptyset.inversion.schedules import Cosine, Plateau, Schedule
-from emptyset.inversion.updates import Adam
+from emptyset.inversion.standard_units import standard_units
+from emptyset.inversion.updates import Adam, Clipped, Update
 from emptyset.losses.batch_norm_statistics import batch_statistics, zeroq_statistics
 from emptyset.losses.layer_statistics import input_statistics
 from emptyset.monitor import SILENT, Monitor
@@ -54,6 +55,7 @@ class ZeroQConfig:
         initial: Noise to start from: ``standard`` (spread 1, ours) or ``legacy`` (0.0136).
         statistics: Match those of every image (``sample``) or of the batch (``batch``).
         input_weight: Weight of the same term on the images themselves.
+        clip: Keep pixels between black and white, as every real image does. Ours.
     """
 
     steps: int = 500
@@ -66,6 +68,7 @@ class ZeroQConfig:
     initial: str = "standard"
     statistics: str = "sample"
     input_weight: float = 1.0
+    clip: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "batch_size", "plateau_patience"):
@@ -122,15 +125,19 @@ class ZeroQ:
         """
         require_count("zeroq", count)
         settings = asdict(self.config)
-        return invert(self.method(), teacher, count, seed=seed, settings=settings, monitor=monitor)
+        method = self.method(teacher)
+        return invert(method, teacher, count, seed=seed, settings=settings, monitor=monitor)
 
-    def method(self) -> Method:
+    def method(self, teacher: Teacher) -> Method:
         """The parts that the engine runs."""
         config = self.config
+        rule: Update = Adam()
+        if config.clip:
+            rule = Clipped(rule, *standard_units(teacher.input).pixel_range())
         return Method(
             name="zeroq",
             objective=self.objective,
-            groups=(Group(Adam(), self._schedule()),),
+            groups=(Group(rule, self._schedule()),),
             steps=config.steps,
             batch_size=config.batch_size,
             canvas=Pixels(_SPREADS[config.initial]),

@@ -1,0 +1,100 @@
+"""How different images are from one another, as the teacher sees them."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emptyset.errors import ImagesError
+from emptyset.evaluate.accuracy import ManyImages
+from emptyset.inversion.frozen_teacher import FrozenTeacher
+from emptyset.losses.similarity import pairwise_similarity, similarity_to_others
+from emptyset.monitor import SILENT, Monitor
+from emptyset.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Cosines of teacher features, −1..1; lower is more diverse.
+
+    Attributes:
+        similarity: Mean over all pairs of images.
+        similarity_within_class: Mean over the pairs of each class, then over the classes with two
+            images or more; None where there is no such class.
+        similarity_to_others: Mean cosine of an image with the mean of all others (SimLoss1).
+        class_agreement: Share of the images that the teacher gives their own class, 0..1; None
+            without targets.
+        classes: Number of classes that occur.
+        count: Number of images.
+        labelled: Whether classes are the images' targets; else what the teacher says.
+    """
+
+    similarity: float
+    similarity_within_class: float | None
+    similarity_to_others: float
+    class_agreement: float | None
+    classes: int
+    count: int
+    labelled: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON data."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def diversity(
+    images: ManyImages, teacher: Teacher, *, batch_size: int = 256, monitor: Monitor = SILENT
+) -> Diversity:
+    """Compare images in the input of the teacher's last linear layer (its logits without one).
+
+    Classes are the targets where there are any (the likeliest of soft ones), else the teacher's
+    predictions. Only the features are kept of each image.
+
+    Args:
+        images: In the teacher's normalised units.
+        teacher: Any classifier.
+        batch_size: Images at a time.
+        monitor: Hears of progress.
+
+    Raises:
+        ImagesError: If there are fewer than 2 images.
+    """
+    if len(images) < 2:
+        raise ImagesError(f"Similarity between images needs at least 2. Got {len(images)}.")
+    frozen = FrozenTeacher(teacher)
+    features, predictions, targets = [], [], []
+    done = 0
+    for batch in images.batches(batch_size):
+        own_units = batch.images.to(frozen.device)
+        seen = frozen.look(frozen.units.from_teacher(own_units))
+        found = seen.logits if seen.features is None else seen.features
+        features.append(found.flatten(1).double().cpu())
+        predictions.append(seen.logits.argmax(dim=1).cpu())
+        if batch.targets is not None:
+            labels = batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(dim=1)
+            targets.append(labels.cpu())
+        done += len(batch.images)
+        monitor.advance("diversity", done, len(images))
+    features_NF, said = torch.cat(features), torch.cat(predictions)
+    classes = torch.cat(targets) if targets else said
+    agreed = (classes == said).double().mean().item() if targets else None
+    return Diversity(
+        similarity=pairwise_similarity(features_NF).item(),
+        similarity_within_class=_within(features_NF, classes),
+        similarity_to_others=similarity_to_others(features_NF).item(),
+        class_agreement=agreed,
+        classes=len(set(classes.tolist())),
+        count=len(classes),
+        labelled=bool(targets),
+    )
+
+
+def _within(features_NF: Tensor, classes_N: Tensor) -> float | None:
+    found = []
+    for label in sorted(set(classes_N.tolist())):
+        members = features_NF[classes_N == label]
+        if len(members) > 1:
+            found.append(pairwise_similarity(members).item())
+    return sum(found) / len(found) if found else None

@@ -1,0 +1,271 @@
+"""MixMix: several teachers, and images pasted into images.
+
+Paper: Li et al., "MixMix: All You Need for Data-Free Compression Are Feature and Data Mixing", ICCV
+    2021, arXiv:2011.09899. The body of the paper could not be read, and no code was released.
+Idea: an image that several networks find familiar is not made for the quirks of one (feature
+    mixing); an image with a second one pasted into it has labels that are right by construction
+    (data mixing).
+Needs: teachers with BatchNorm2d layers, of one image size and with the same classes. The first one
+    is the teacher itself; further ones are named in ``teachers``, or given in Python as
+    ``MixMix(config, teachers=[...])``. With the teacher alone only data mixing remains.
+Reconstructed (ours): everything but the two ideas. Losses, optimiser, shifts and clipping are those
+    of DeepInversion at full size; the teacher takes part in every step, the others in turn at
+    random; the weight of a label is the share of the area that its image really has.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from emptyset.errors import UnsupportedModelError
+from emptyset.images.image_set import ImageSet
+from emptyset.inversion.batch_plan import require_count
+from emptyset.inversion.engine import invert
+from emptyset.inversion.labels import class_count, random_labels
+from emptyset.inversion.method import Draw, Finish, Group, Method, Seen
+from emptyset.inversion.resampling import draw_pasted_boxes, draw_roll, rolled, sampled
+from emptyset.inversion.schedules import Cosine
+from emptyset.inversion.setting_checks import (
+    require_choice,
+    require_low_pass,
+    require_not_negative,
+    require_positive,
+    require_share,
+)
+from emptyset.inversion.standard_units import standard_units
+from emptyset.inversion.updates import Adam, Clipped
+from emptyset.losses.batch_norm_statistics import deep_inversion_statistics
+from emptyset.losses.pixel_norm import pixel_norm_per_image
+from emptyset.losses.total_variation import total_variation
+from emptyset.monitor import SILENT, Monitor
+from emptyset.registry import synthesizers
+from emptyset.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixMixConfig:
+    """Settings of MixMix. None is known; defaults are a labelled reconstruction.
+
+    Attributes:
+        teachers: Further teachers by name, for example ``timm:resnet50``.
+        teachers_per_step: Teachers that take part in a step, the first one included.
+        steps: Adam steps per batch.
+        learning_rate: Greatest step size [standardised pixel units per step].
+        betas: Decay of Adam's moments.
+        warm_up: Steps of linear growth.
+        statistics_weight: Of the BatchNorm statistics of each teacher.
+        first_layer_multiplier: Additional weight of the first BatchNorm layer.
+        class_weight: Of the cross-entropy of each teacher.
+        smoothness_weight: Of the total variation of the batch.
+        norm_weight: Of the mean norm of the images.
+        mix_probability: Of pasting in a step.
+        smallest_box: Least share of the area that is pasted over.
+        largest_box: Greatest share.
+        store: ``mixed`` images with the probabilities of both labels, or ``plain`` ones.
+        roll: Greatest random shift [pixels].
+        flip: Probability of mirroring.
+        clip: Keep pixels between black and white.
+        batch_size: Most images optimised together.
+        classes: Make images of these classes only; empty: of all.
+        low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
+    """
+
+    teachers: tuple[str, ...] = ()
+    teachers_per_step: int = 3
+    steps: int = 2000
+    learning_rate: float = 0.25
+    betas: tuple[float, float] = (0.5, 0.9)
+    warm_up: int = 100
+    statistics_weight: float = 0.01
+    first_layer_multiplier: float = 10.0
+    class_weight: float = 1.0
+    smoothness_weight: float = 1e-4
+    norm_weight: float = 1e-5
+    mix_probability: float = 0.5
+    smallest_box: float = 0.1
+    largest_box: float = 0.5
+    store: str = "mixed"
+    roll: int = 30
+    flip: float = 0.5
+    clip: bool = True
+    batch_size: int = 84
+    classes: tuple[int, ...] = ()
+    low_pass: float | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "teachers_per_step", "steps", "learning_rate", "batch_size")
+        require_positive(self, "smallest_box", "largest_box")
+        require_not_negative(self, "warm_up", "statistics_weight", "first_layer_multiplier")
+        require_not_negative(self, "class_weight", "smoothness_weight", "norm_weight", "roll")
+        require_share(self, "mix_probability", "smallest_box", "largest_box", "flip")
+        require_choice(self, "store", ("mixed", "plain"))
+        require_low_pass(self)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"'betas' must lie in 0..1, below 1. Got {self.betas}.")
+        if self.smallest_box > self.largest_box:
+            raise ValueError(
+                f"'smallest_box' must not exceed 'largest_box'. Got {self.smallest_box} and "
+                f"{self.largest_box}."
+            )
+
+    @classmethod
+    def smallest(cls) -> "MixMixConfig":
+        """Settings that finish in a blink."""
+        return cls(steps=3, warm_up=1, roll=2, batch_size=4)
+
+
+@synthesizers.register(
+    "mixmix",
+    MixMixConfig,
+    sentence="Pastes images into images, and asks several teachers (mostly a reconstruction).",
+    source="MixMix, Li et al. 2021, arXiv:2011.09899; all but the two ideas reconstructed",
+)
+@dataclass(frozen=True)
+class MixMix:
+    """See the module docstring."""
+
+    config: MixMixConfig
+    teachers: Sequence[Teacher] = ()
+
+    def synthesize(
+        self, teacher: Teacher, count: int, *, seed: int, monitor: Monitor = SILENT
+    ) -> ImageSet:
+        """Exactly ``count`` images; targets are probabilities of both labels (or class indices).
+
+        Args:
+            teacher: With BatchNorm2d layers and at least 2 classes.
+            count: At least 2.
+            seed: Seed of everything random.
+            monitor: Hears of progress, keeps and restores states.
+
+        Raises:
+            UnsupportedModelError: If a teacher lacks what the method needs, or does not fit.
+            ImagesError: If the count or a class cannot be, or the loss is not finite.
+        """
+        require_count("mixmix", count)
+        method = self.method(teacher)
+        settings = asdict(self.config) | {
+            "teachers": [other.name for other in method.others],
+            "teacher_hashes": [other.weights_hash for other in method.others],
+        }
+        return invert(method, teacher, count, seed=seed, settings=settings, monitor=monitor)
+
+    def method(self, teacher: Teacher) -> Method:
+        """The parts that the engine runs."""
+        config = self.config
+        others = (*self.teachers, *map(_loaded, config.teachers))
+        classes = class_count(teacher, "mixmix")
+        for other in others:
+            _require_fit(teacher, other, classes)
+        rule = Adam(config.betas)
+        units = standard_units(teacher.input)
+        update = Clipped(rule, *units.pixel_range()) if config.clip else rule
+        return Method(
+            name="mixmix",
+            objective=self.objective,
+            groups=(Group(update, Cosine(config.learning_rate, warm_up=config.warm_up)),),
+            steps=config.steps,
+            batch_size=config.batch_size,
+            targets=random_labels(teacher, "mixmix", config.classes),
+            draw=self._draw(teacher.input.shape, len(others)),
+            augment=lambda images, drawn: pasted(
+                rolled(images, drawn["roll_rows"], drawn["roll_columns"]), drawn
+            ),
+            finish=self._finish(classes) if config.store == "mixed" else None,
+            low_pass=config.low_pass,
+            others=others,
+        )
+
+    def objective(self, seen: Seen) -> Tensor:
+        """Loss = mean over teachers (CE of both labels + BNS) + TV + norm, with their weights."""
+        config = self.config
+        views = [(seen.logits, seen.layers), *((o.logits, o.layers) for o in seen.others)]
+        terms = []
+        for logits, layers in views:
+            statistics = deep_inversion_statistics(
+                layers, first_multiplier=config.first_layer_multiplier
+            )
+            term = config.statistics_weight * statistics
+            if seen.targets is not None:
+                both = mixed_labels(seen.targets, seen.drawn, logits.shape[1])
+                term = term + config.class_weight * nn.functional.cross_entropy(logits, both)
+            terms.append(term)
+        loss = torch.stack(terms).mean()
+        loss = loss + config.smoothness_weight * total_variation(seen.images)
+        return loss + config.norm_weight * pixel_norm_per_image(seen.images).mean()
+
+    def _boxes(
+        self, count: int, height: int, width: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        areas = (self.config.smallest_box, self.config.largest_box)
+        drawn = draw_pasted_boxes(count, height, width, areas=areas, generator=generator)
+        return drawn | {"partner": torch.randperm(count, generator=generator)}
+
+    def _draw(self, shape: tuple[int, int, int], others: int) -> Draw:
+        config = self.config
+        height, width = shape[1:]
+
+        def draw(_step: int, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+            drawn = draw_roll(
+                height, width, most=config.roll, flip=config.flip, generator=generator
+            )
+            drawn |= self._boxes(count, height, width, generator)
+            if torch.rand((), generator=generator) >= config.mix_probability:
+                drawn["paste_mask"].zero_()
+            chosen = torch.randperm(others, generator=generator)[: config.teachers_per_step - 1]
+            return drawn | {f"other.{n}": torch.ones(()) for n in sorted(chosen.tolist())}
+
+        return draw
+
+    def _finish(self, classes: int) -> Finish:
+        def finish(
+            images: Tensor, targets: Tensor | None, generator: torch.Generator
+        ) -> tuple[Tensor, Tensor | None]:
+            drawn = self._boxes(len(images), images.shape[2], images.shape[3], generator)
+            drawn = {name: value.to(images.device) for name, value in drawn.items()}
+            labels = None if targets is None else mixed_labels(targets, drawn, classes)
+            return pasted(images, drawn), labels
+
+        return finish
+
+
+def pasted(images_NCHW: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    """Every image with its partner, made smaller, pasted into a box.
+
+        x̂ = (1 − A) · x + A · resize(x[partner], box)
+
+    Args:
+        images_NCHW: ``(N, C, H, W)``.
+        drawn: ``partner`` and what ``draw_pasted_boxes`` gives.
+    """
+    small = sampled(images_NCHW[drawn["partner"]], drawn["paste_rows"], drawn["paste_columns"])
+    return torch.lerp(images_NCHW, small, drawn["paste_mask"].expand_as(small))
+
+
+def mixed_labels(labels_N: Tensor, drawn: Mapping[str, Tensor], classes: int) -> Tensor:
+    """Probabilities ``(N, K)``: each of the two labels by the share of the area of its image."""
+    share = drawn["paste_mask"].mean(dim=(1, 2, 3))[:, None]
+    own = nn.functional.one_hot(labels_N, classes).to(share.dtype)
+    return (1 - share) * own + share * own[drawn["partner"]]
+
+
+def _loaded(name: str) -> Teacher:
+    from emptyset.teachers import load_teacher
+
+    return load_teacher(name)
+
+
+def _require_fit(teacher: Teacher, other: Teacher, classes: int) -> None:
+    if not other.stored_batch_norms():
+        raise UnsupportedModelError(
+            f"mixmix: {other.name} has no BatchNorm2d layer that stores statistics. Leave it out."
+        )
+    found = (other.input.shape, class_count(other, "mixmix"))
+    if found != (teacher.input.shape, classes):
+        raise UnsupportedModelError(
+            f"mixmix: all teachers need images of one size and the same classes. {teacher.name} "
+            f"has {teacher.input.shape} and {classes} classes, {other.name} {found[0]} and "
+            f"{found[1]}. Leave it out."
+        )
