@@ -11,7 +11,6 @@ are those of the full networks. Needs the extra `models`. Writes `results/file_f
 import argparse
 import json
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,7 +180,7 @@ def teacher_of(name: str) -> Teacher:
 def measure(teacher: Teacher, bits: str, folder: Path) -> dict[str, Any]:
     """One row of the table."""
     noise = torch.randn(16, *teacher.input.shape, generator=torch.Generator().manual_seed(1))
-    images, started = ImageSet(noise), time.perf_counter()
+    images = ImageSet(noise)
     student = prepare(teacher, bits)
     with student.float_mode(), torch.no_grad():
         expected = teacher.module(noise)
@@ -202,7 +201,6 @@ def measure(teacher: Teacher, bits: str, folder: Path) -> dict[str, Any]:
         "other_pairs": artefact.other_pairs,
         "in_float": dict(sorted(Counter(f.operator for f in artefact.fallbacks).items())),
         "why": {f.operator: f.why for f in artefact.fallbacks},
-        "seconds": round(time.perf_counter() - started, 1),
     }
 
 
@@ -212,19 +210,18 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# Families of networks, and what stays in float",
         "",
         f"`python benchmarks/file_families.py`, plan `integer`, {instruction_set()}, torch "
-        f"{torch.__version__}. Small variants, random weights; `seconds` is capture to "
-        f"certificate on {torch.get_num_threads()} thread(s), other work running beside.",
+        f"{torch.__version__}. Small variants, random weights.",
         "",
         "| family | bits | certificate | ties of codes | integer share | series pairs "
-        "| operators in float | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| operators in float |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         floats = ", ".join(f"{count} {kind}" for kind, count in row["in_float"].items())
         lines.append(
             f"| {row['family']} | {row['bits']} | {row['certificate']} | {row['ties']} of "
             f"{row['codes']:,} | {row['integer_share']:.2f} | {row['series_pairs']} "
-            f"| {floats or 'none'} | {row['seconds']:.1f} |"
+            f"| {floats or 'none'} |"
         )
     why = {kind: reason for row in rows for kind, reason in row["why"].items()}
     lines += ["", "| operator in float | why |", "|---|---|"]

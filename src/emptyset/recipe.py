@@ -319,6 +319,8 @@ def default_data(bits: str) -> dict[str, Any]:
             "count": DEFAULT_COUNT,
             "steps": 25,
             "schedule": "cosine",
+            # Unclipped, pixels reach four times the range of real ones, and so do early layers.
+            "clip": True,
         },
         "plan": {"name": "integer", "bits": str(Bits.parse(bits))},
         "refine": [{"method": "calibrate"}],

@@ -25,6 +25,7 @@ from emptyset.graph.operators import (
     parameter_of,
     weighted_layers,
 )
+from emptyset.graph.originals import originals_in_place, unlearnt
 from emptyset.graph.plans import LayerBits
 from emptyset.quantizers.affine import AffineFakeQuantizer
 from emptyset.quantizers.bias import BiasFakeQuantizer
@@ -35,6 +36,7 @@ from emptyset.teachers.teacher import Teacher
 
 BATCH_NORM_CHOICES = ("fold", "frozen")
 CODES = "codes"
+ORIGINAL = "original:"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Student:
         float_inputs: Paths of layers whose input stays float, image and pooled features excepted
             (a published result is only comparable where this is empty).
         settings: Plan settings and overrides, for the record.
+        originals: Parameters that training changed, as they were before, by path; the program
+            holds the learnt ones.
     """
 
     teacher: Teacher
@@ -84,6 +88,7 @@ class Student:
     layer_bits: dict[str, LayerBits]
     float_inputs: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.quantizers = _named_quantizers(self.program)
@@ -116,12 +121,15 @@ class Student:
 
     @contextlib.contextmanager
     def only_quantizers(self, names: list[str]) -> Iterator[None]:
-        """Inside, only these quantizers are on."""
+        """Inside, only these quantizers are on, and only their layers have learnt values."""
         before = {name: quantizer.enabled for name, quantizer in self.quantizers.items()}
+        everything = set(names) >= self.quantizers.keys()
+        floats = {} if everything else unlearnt(self.originals, names)
         try:
             for name, quantizer in self.quantizers.items():
                 quantizer.enabled = name in names
-            yield
+            with originals_in_place(self.program, floats):
+                yield
         finally:
             for name, quantizer in self.quantizers.items():
                 quantizer.enabled = before[name]
@@ -168,6 +176,7 @@ class Student:
             # A scale means nothing without the codes that it is for.
             bounds = [quantizer.quant_min, quantizer.quant_max]
             state[f"quantizer:{name}:{CODES}"] = torch.tensor(bounds)
+        state |= {f"{ORIGINAL}{path}": value for path, value in self.originals.items()}
         return {name: value.detach().clone().contiguous() for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -176,7 +185,13 @@ class Student:
         Raises:
             TeacherError: If names, shapes or codes differ: another network, plan or bit width.
         """
-        own = self.state_dict()
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith(ORIGINAL)}
+        originals = {
+            name.removeprefix(ORIGINAL): value.detach().clone().to(self.device)
+            for name, value in state.items()
+            if name.startswith(ORIGINAL) and _fits("", own.get(name[len(ORIGINAL) :]), value)
+        }
+        state = {k: v for k, v in state.items() if k.removeprefix(ORIGINAL) not in originals or k in own}
         if own.keys() != state.keys():
             missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
             raise TeacherError(
@@ -198,6 +213,7 @@ class Student:
             quantizer.load_state_dict(part)
         rest = {k: v for k, v in state.items() if not k.startswith("quantizer:")}
         self.program.load_state_dict(rest, strict=False)
+        self.originals = originals
 
     def save(self, path: Path) -> None:
         """Write the state as safetensors, aside and renamed."""
@@ -242,6 +258,7 @@ class Student:
         return Student(
             self.teacher, program, self.plan, self.bits, self.batch_norm,
             self.integer_biases, dict(self.layer_bits), list(self.float_inputs), self.settings,
+            dict(self.originals),
         )  # fmt: skip
 
 
@@ -299,8 +316,10 @@ def prepare(
     )  # fmt: skip
 
 
-def _fits(name: str, own: Tensor, value: Tensor) -> bool:
+def _fits(name: str, own: Tensor | None, value: Tensor) -> bool:
     """Whether a saved tensor can replace this one."""
+    if own is None:
+        return False
     if not name.startswith("quantizer:"):
         return own.shape == value.shape
     # Scales per channel get their length at calibration.

@@ -10,6 +10,7 @@ forms are in ``published.py``. Arithmetic is torch's own (``torch.fake_quantize_
 PT2E's conversion to integer codes is exact.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class AffineFakeQuantizer(FakeQuantizeBase):
         zero_point: ``()`` or ``(C,)`` int32 [step].
         enabled: False: ``forward`` gives its input back (float mode).
         bits: Word length.
+        trained: While a student learns: what computes ``x_hat`` (and its gradients) instead.
     """
 
     scale: Tensor
@@ -92,6 +94,7 @@ class AffineFakeQuantizer(FakeQuantizeBase):
         self.register_buffer("calibrated", torch.tensor(False))
         self.enabled = True
         self.name = ""
+        self.trained: Callable[[Tensor], Tensor] | None = None
         # Read in every forward; the buffer above is what a state dict carries.
         self._ready = False
 
@@ -143,7 +146,7 @@ class AffineFakeQuantizer(FakeQuantizeBase):
                 f"Quantizer '{self.name}' has no range yet. Run the refiner 'calibrate' on some "
                 "images first, or call `set_range(low, high)` yourself."
             )
-        return self.quantize(x)
+        return self.quantize(x) if self.trained is None else self.trained(x)
 
     def quantize(self, x: Tensor) -> Tensor:
         """``x_hat`` by torch's own arithmetic."""

@@ -1,0 +1,63 @@
+"""What a learnt student was before: its original parameters, kept beside the learnt ones.
+
+The program always holds the learnt values, which conversion turns into codes. In float mode the
+originals take their place, so that the float reference stays the teacher.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, fx
+
+from emptyset.graph.operators import attribute
+
+# Statistics of a frozen BatchNorm are written as parameters, yet nothing may train them.
+FIXED = ("frozen_mean", "frozen_inverse_std")
+
+
+def trainable(program: fx.GraphModule) -> dict[str, torch.nn.Parameter]:
+    """Every parameter that training may change, by path: weights, biases, BatchNorm's own."""
+    return {
+        path: parameter
+        for path, parameter in program.named_parameters()
+        if parameter.is_floating_point() and not path.endswith(FIXED)
+    }
+
+
+@contextlib.contextmanager
+def originals_in_place(program: fx.GraphModule, originals: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the parameters at these paths have their original values.
+
+    Values are copied in place, so that blocks, which share the parameters, see it too, and autograd
+    refuses a backward through a forward that began before.
+    """
+    tensors = {path: attribute(program, path) for path in originals}
+    learnt = {path: tensor.detach().clone() for path, tensor in tensors.items()}
+    put(tensors, originals)
+    try:
+        yield
+    finally:
+        put(tensors, learnt)
+
+
+@torch.no_grad()
+def put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy each value into the tensor of the same name."""
+    for name, value in values.items():
+        tensors[name].copy_(value)
+
+
+def unlearnt(originals: Mapping[str, Tensor], switched_on: list[str]) -> dict[str, Tensor]:
+    """Originals of every parameter but those of layers whose weight is quantized.
+
+    Args:
+        originals: By path.
+        switched_on: Names of quantizers; a weight's is the path of the weight.
+    """
+    layers = {name.removesuffix("weight") for name in switched_on}
+    return {
+        path: value
+        for path, value in originals.items()
+        if path.removesuffix("weight").removesuffix("bias") not in layers
+    }

@@ -1,0 +1,49 @@
+"""Finds what residual units add to their input, and reads it beside the logits."""
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from emptyset.graph.operators import is_binary, is_parameter, is_weighted, name_of
+
+
+def residual_bodies(program: fx.GraphModule) -> list[fx.Node]:
+    """The deeper operand of every addition of two computed tensors, before its quantizers.
+
+    The deeper one has more convolutions and linears behind it: the body, not the shortcut.
+    """
+    depth: dict[fx.Node, int] = {}
+    found: list[fx.Node] = []
+    for node in program.graph.nodes:
+        before = max((depth[source] for source in node.all_input_nodes), default=0)
+        depth[node] = before + int(is_weighted(node))
+        if name_of(node) != "add" or not is_binary(node):
+            continue
+        operands = [_unquantized(operand) for operand in node.args[:2]]
+        if any(is_parameter(operand) for operand in operands):
+            continue
+        found.append(max(operands, key=lambda operand: depth[operand]))
+    return list(dict.fromkeys(found))
+
+
+def _unquantized(node: Any) -> fx.Node:
+    while node.op == "call_module":
+        node = node.args[0]
+    assert isinstance(node, fx.Node)
+    return node
+
+
+class Tapped:
+    """A program that also gives the tensors at some of its nodes; it shares all parameters."""
+
+    def __init__(self, program: fx.GraphModule, nodes: list[fx.Node]) -> None:
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        output: Any = graph.graph_copy(program.graph, copies)
+        logits = output[0] if isinstance(output, tuple | list) else output
+        graph.output((logits, [copies[node] for node in nodes]))
+        self._module = fx.GraphModule(program, graph)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``(N, K)`` logits of ``(N, C, H, W)`` images, and the tensors."""
+        logits, tapped = self._module(images)
+        return logits, tapped

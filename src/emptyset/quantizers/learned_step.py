@@ -1,0 +1,204 @@
+"""What a fake quantizer computes while its student learns: three ways to set the grid.
+
+=================  ==========================================  ================================
+``LearnedStep``    the step follows the loss                   weights and activations
+``FollowedRange``  min and max of the weight, at every update  weights, published protocols
+``TrackedRange``   moving average of min and max, then fixed   activations, published protocols
+=================  ==========================================  ================================
+
+Values are torch's own (``torch.fake_quantize_*_affine``), so that what was trained is to the last
+bit what is exported; only gradients are ours. Nothing here synchronises with the host once the
+ranges are fixed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emptyset.quantizers.affine import (
+    SMALLEST_SCALE,
+    AffineFakeQuantizer,
+    scale_and_zero_point,
+)
+from emptyset.ranges.moving_average import MovingAverageConfig, MovingAverageEstimator
+
+MASKS = ("code", "value", "none")
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Torch's values with the learned-step-size gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        axis: int | None,
+        codes: tuple[int, int],
+        mask: str,
+    ) -> Tensor:
+        if axis is None:
+            out = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, *codes)
+        else:
+            out = torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, *codes)
+        ctx.save_for_backward(x, scale, zero_point, out)
+        ctx.axis, ctx.codes, ctx.mask = axis, codes, mask
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, scale, zero_point, out = ctx.saved_tensors
+        others = list(range(x.dim()))
+        if ctx.axis is not None:
+            shape = [1] * x.dim()
+            shape[ctx.axis] = -1
+            scale, zero_point = scale.view(shape), zero_point.view(shape)
+            others.remove(ctx.axis)
+        position = x * (1.0 / scale)
+        position = (position if ctx.mask == "value" else position.round()) + zero_point
+        inside = (position >= ctx.codes[0]) & (position <= ctx.codes[1])
+        to_x = gradient if ctx.mask == "none" else gradient * inside
+        to_scale = None
+        if ctx.needs_input_grad[1]:
+            # Inside: round(x/s) - x/s. Outside: the code of the end. Both are out/s - x/s or out/s.
+            pull = gradient * (out - x * inside) / scale
+            to_scale = pull.sum(others) if others else pull
+        return to_x, to_scale, None, None, None, None
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    *,
+    axis: int | None,
+    codes: tuple[int, int],
+    mask: str = "code",
+) -> Tensor:
+    """Replace every value by the nearest one of the grid, with gradients to ``x`` and ``scale``.
+
+    Args:
+        x: Any shape [units of x].
+        scale: ``()``, or ``(C,)`` along ``axis`` [units of x per step].
+        zero_point: int32, shaped as ``scale`` [step].
+        axis: Channel axis, or None for one scale.
+        codes: Smallest and largest code.
+        mask: Where the gradient passes to ``x``: ``code``: where the rounded code is in range, so
+            up to half a step beyond it (BRECQ, QDrop); ``value``: where the value itself is in
+            range (LSQ, Genie); ``none``: everywhere (ZeroQ and its descendants).
+
+    Returns:
+        Shaped as ``x`` [units of x].
+
+    Gradient:
+        To ``scale``: ``round(x/s) - x/s`` where x is in range, else the code at that end less the
+        zero point.
+
+    Source:
+        Learned step size quantization, Esser et al. 2020, arXiv:1902.08153, eq. 3 (with a zero
+        point, as in LSQ+).
+    """
+    out: Tensor = _FakeQuantize.apply(x, scale, zero_point, axis, codes, mask)  # type: ignore[no-untyped-call]
+    return out
+
+
+class LearnedStep:
+    """The quantizer's step is learnt: ``scale = start · exp(parameter)``.
+
+    In this form a step stays positive, and a learning rate is a relative change whatever the
+    tensor's units. The zero point stays.
+
+    Attributes:
+        parameter: Shaped as the scale; a leaf that asks for its gradient.
+    """
+
+    def __init__(self, quantizer: AffineFakeQuantizer, mask: str) -> None:
+        self._quantizer, self._mask = quantizer, mask
+        self._start = quantizer.scale.detach().clone()
+        self._codes = (quantizer.quant_min, quantizer.quant_max)
+        self.parameter = torch.zeros_like(self._start).requires_grad_()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x_hat`` with gradients, shaped as ``x``."""
+        quantizer = self._quantizer
+        return fake_quantize(
+            x, self._scale(), quantizer.zero_point,
+            axis=quantizer.axis, codes=self._codes, mask=self._mask,
+        )  # fmt: skip
+
+    def _scale(self) -> Tensor:
+        return (self._start * self.parameter.exp()).clamp(min=SMALLEST_SCALE)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Give the quantizer the step as it is now."""
+        self._quantizer.scale.copy_(self._scale())
+
+
+class FollowedRange:
+    """A weight's grid spans its smallest to its largest value, channel by channel, always."""
+
+    def __init__(self, quantizer: AffineFakeQuantizer, weight: Tensor) -> None:
+        self._quantizer, self._weight = quantizer, weight
+        self.publish()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x_hat``; the gradient passes unchanged."""
+        return _passed_on(self._quantizer, x)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Span the weight as it is now."""
+        quantizer, weight = self._quantizer, self._weight
+        axis = quantizer.axis
+        values = weight.flatten()[None] if axis is None else weight.transpose(0, axis).flatten(1)
+        low, high = torch.aminmax(values, dim=1)
+        _set(quantizer, low.reshape(quantizer.scale.shape or low.shape), high)
+
+
+class TrackedRange:
+    """An activation's grid follows the batches' moving average until it is fixed.
+
+    Attributes:
+        estimator: What was seen.
+        tracking: Whether ``forward`` still moves the range.
+    """
+
+    def __init__(self, quantizer: AffineFakeQuantizer, *, legacy: bool) -> None:
+        self._quantizer = quantizer
+        config = MovingAverageConfig(legacy_ema=legacy)
+        self.estimator = MovingAverageEstimator(
+            config, None, quantizer.quant_min, quantizer.symmetric
+        )
+        self.tracking = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x_hat``; the gradient passes unchanged."""
+        if self.tracking:
+            self.estimator.update(x.detach())
+            self.publish()
+        return _passed_on(self._quantizer, x)
+
+    def publish(self) -> None:
+        """Set the range seen so far, if anything was."""
+        if self.estimator.state():
+            _set(self._quantizer, *self.estimator.low_high())
+
+
+def _set(quantizer: AffineFakeQuantizer, low: Tensor, high: Tensor) -> None:
+    """``set_range`` without its check, which would wait for the device."""
+    quantizer.set_parameters(
+        *scale_and_zero_point(
+            low, high, quantizer.quant_min, quantizer.quant_max, symmetric=quantizer.symmetric
+        )
+    )
+
+
+def _passed_on(quantizer: AffineFakeQuantizer, x: Tensor) -> Tensor:
+    return fake_quantize(
+        x, quantizer.scale, quantizer.zero_point,
+        axis=quantizer.axis, codes=(quantizer.quant_min, quantizer.quant_max), mask="none",
+    )  # fmt: skip
