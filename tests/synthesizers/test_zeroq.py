@@ -52,6 +52,17 @@ def test_brings_the_statistics_close_to_the_stored_ones(statistics: str, schedul
     assert share < (0.05 if statistics == "sample" else 0.7)
 
 
+def test_clipped_images_stay_between_black_and_white_and_others_do_not() -> None:
+    given, steps = teacher(), {"steps": 25, "learning_rate": 0.5}
+    black, white = (0 - 0.5) / 0.25, (1 - 0.5) / 0.25
+    free = ZeroQ(ZeroQConfig(**steps)).synthesize(given, 9, seed=0).images
+    clipped = ZeroQ(ZeroQConfig(**steps, clip=True)).synthesize(given, 9, seed=0).images
+    assert free.min() < black - 0.1
+    assert free.max() > white + 0.1
+    assert clipped.min() >= black - 1e-5
+    assert clipped.max() <= white + 1e-5
+
+
 def test_the_first_loss_is_the_papers() -> None:
     given = teacher()
     losses: list[float] = []

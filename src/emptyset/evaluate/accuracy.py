@@ -1,28 +1,18 @@
 """Top-1 and top-5 on labelled images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from emptyset.errors import ImagesError
-from emptyset.images.image_set import Batch
+from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor
 
 Predict = Callable[[Tensor], Tensor]
 """``(N, C, H, W)`` images in normalised units to ``(N, K)`` logits."""
-
-
-class ManyImages(Protocol):
-    """Images that come in batches: a stored set, or files read while they are used."""
-
-    def __len__(self) -> int:
-        """How many."""
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All of them in order, ``size`` at a time."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ class Accuracy:
 
 @torch.no_grad()
 def accuracy(
-    predict: Predict, images: ManyImages, *, batch_size: int = 256, monitor: Monitor = SILENT
+    predict: Predict, images: Images, *, batch_size: int = 256, monitor: Monitor = SILENT
 ) -> Accuracy:
     """Top-1 and top-5 of a network; memory does not grow with the number of images.
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from emptyset.errors import ImagesError
-from emptyset.evaluate.accuracy import ManyImages, Predict, require_logits
+from emptyset.evaluate.accuracy import Predict, require_logits
+from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor
 
 _RESAMPLES = 2000
@@ -45,7 +46,7 @@ class Agreement:
 def agreement(
     predict: Predict,
     teacher_predict: Predict,
-    images: ManyImages,
+    images: Images,
     *,
     seed: int,
     batch_size: int = 256,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from emptyset.errors import ImagesError, UnsupportedModelError
-from emptyset.evaluate.accuracy import ManyImages
 from emptyset.images.image_set import Batch
+from emptyset.images.image_source import Images
 from emptyset.inversion.frozen_teacher import FrozenTeacher
 from emptyset.losses.layer_statistics import LayerStatistics
 from emptyset.monitor import SILENT, Monitor
@@ -42,7 +42,7 @@ class BatchNormDistance:
 
 @torch.no_grad()
 def batch_norm_distance(
-    images: ManyImages,
+    images: Images,
     teacher: Teacher,
     *,
     batch_size: int = 256,
@@ -96,7 +96,7 @@ def batch_norm_distance(
     )
 
 
-def _whole_batches(images: ManyImages, size: int) -> Iterator[Batch]:
+def _whole_batches(images: Images, size: int) -> Iterator[Batch]:
     for batch in images.batches(size):
         if len(batch.images) == size:
             yield batch

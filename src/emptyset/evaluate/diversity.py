@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from emptyset.errors import ImagesError
-from emptyset.evaluate.accuracy import ManyImages
+from emptyset.images.image_source import Images
 from emptyset.inversion.frozen_teacher import FrozenTeacher
 from emptyset.losses.similarity import pairwise_similarity, similarity_to_others
 from emptyset.monitor import SILENT, Monitor
@@ -45,7 +45,7 @@ class Diversity:
 
 @torch.no_grad()
 def diversity(
-    images: ManyImages, teacher: Teacher, *, batch_size: int = 256, monitor: Monitor = SILENT
+    images: Images, teacher: Teacher, *, batch_size: int = 256, monitor: Monitor = SILENT
 ) -> Diversity:
     """Compare images in the input of the teacher's last linear layer (its logits without one).
 

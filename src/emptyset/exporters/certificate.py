@@ -7,10 +7,9 @@ runtime's. A difference of one code where the exact value lies within 1e-3 of a 
 is a tie; anything else is a fault, and so are too many ties.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,23 +20,13 @@ from emptyset.exporters.constants_check import compare_constants
 from emptyset.exporters.kernels import instruction_set, saturates, session
 from emptyset.exporters.simulation import Simulation, is_quantize, simulate
 from emptyset.graph.student import Student
-from emptyset.images.image_set import Batch
+from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor
 
 PIXELS_PER_BATCH = 64 * 32 * 32
 PIXELS_IN_ALL = 256 * 32 * 32
 # Logits are float sums; the runtime adds in float32, the comparison in float64.
 LOGITS_GAP = 1e-4
-
-
-class Images(Protocol):
-    """Anything that gives images in batches."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All of them, in order."""
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,9 @@ class Student:
             for name, value in state.items()
             if name.startswith(ORIGINAL) and _fits("", own.get(name[len(ORIGINAL) :]), value)
         }
-        state = {k: v for k, v in state.items() if k.removeprefix(ORIGINAL) not in originals or k in own}
+        state = {
+            k: v for k, v in state.items() if k.removeprefix(ORIGINAL) not in originals or k in own
+        }
         if own.keys() != state.keys():
             missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
             raise TeacherError(

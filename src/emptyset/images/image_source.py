@@ -1,5 +1,6 @@
 """Where a refiner draws its images from: a stored set, or a generator trained beside it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,16 @@ class Disagreement:
     batch: Batch
     teacher_logits: Tensor
     student_logits: Tensor
+
+
+class Images(Protocol):
+    """Anything that gives images in batches: a set in memory, or a stream of files."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All of them, in order."""
 
 
 class ImageSource(Protocol):

@@ -6,9 +6,8 @@ Idea: run the float network over the images, let an estimator watch every tensor
 Needs: a prepared student and at least one batch of images.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from emptyset.errors import ImagesError
 from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.operators import attribute, is_pass
 from emptyset.graph.student import Student
-from emptyset.images.image_set import Batch
+from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor, State
 from emptyset.quantizers.affine import AffineFakeQuantizer
 from emptyset.ranges.estimator import RangeEstimator
@@ -60,16 +59,6 @@ class CalibrateConfig:
     def smallest(cls) -> "CalibrateConfig":
         """Settings that finish in a blink; the contract tests run these."""
         return cls(batch_size=4)
-
-
-class Images(Protocol):
-    """Anything that gives images in batches."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All of them, in order."""
 
 
 @refiners.register(

@@ -27,6 +27,7 @@ from emptyset.inversion.canvas import Pixels
 from emptyset.inversion.engine import invert
 from emptyset.inversion.method import Group, Method, Seen
 from emptyset.inversion.schedules import Cosine, Plateau, Schedule
+from emptyset.inversion.setting_checks import require_low_pass
 from emptyset.inversion.standard_units import standard_units
 from emptyset.inversion.updates import Adam, Clipped, Update
 from emptyset.losses.batch_norm_statistics import batch_statistics, zeroq_statistics
@@ -56,6 +57,7 @@ class ZeroQConfig:
         statistics: Match those of every image (``sample``) or of the batch (``batch``).
         input_weight: Weight of the same term on the images themselves.
         clip: Keep pixels between black and white, as every real image does. Ours.
+        low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
     """
 
     steps: int = 500
@@ -69,8 +71,10 @@ class ZeroQConfig:
     statistics: str = "sample"
     input_weight: float = 1.0
     clip: bool = False
+    low_pass: float | None = None
 
     def __post_init__(self) -> None:
+        require_low_pass(self)
         for name in ("steps", "learning_rate", "batch_size", "plateau_patience"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"'{name}' must be positive. Got {getattr(self, name)}.")
@@ -141,6 +145,7 @@ class ZeroQ:
             steps=config.steps,
             batch_size=config.batch_size,
             canvas=Pixels(_SPREADS[config.initial]),
+            low_pass=config.low_pass,
         )
 
     def objective(self, seen: Seen) -> Tensor:
