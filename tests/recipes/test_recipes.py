@@ -6,7 +6,7 @@ import pytest
 
 import emptyset
 from emptyset.recipe import Recipe, find_recipe
-from emptyset.registry import synthesizers
+from emptyset.registry import refiners, synthesizers
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -37,6 +37,10 @@ def test_a_recipe_finishes_with_the_smallest_settings(path: Path, tmp_path: Path
     if recipe.synthesize is not None:
         smallest = synthesizers.get(recipe.synthesize.method).config.smallest()
         changes += ["synthesize.count=6", f"synthesize.steps={smallest.steps}"]
+    for section in recipe.refine:
+        smallest = refiners.get(section.method).config.smallest()
+        for name in {"steps", "batch_size"} & set(smallest.__dataclass_fields__):
+            changes.append(f"refine.{section.method}.{name}={getattr(smallest, name)}")
     result = emptyset.run(recipe.changed(changes), tmp_path / "r")
     assert result.metrics["certificate"]["holds"]
     assert result.report.is_file()

@@ -14,6 +14,8 @@ from emptyset.graph.operators import attribute
 
 # Statistics of a frozen BatchNorm are written as parameters, yet nothing may train them.
 FIXED = ("frozen_mean", "frozen_inverse_std")
+# Before the path of an original, in a saved state.
+ORIGINAL = "original:"
 
 
 def trainable(program: fx.GraphModule) -> dict[str, torch.nn.Parameter]:
@@ -61,3 +63,12 @@ def unlearnt(originals: Mapping[str, Tensor], switched_on: list[str]) -> dict[st
         for path, value in originals.items()
         if path.removesuffix("weight").removesuffix("bias") not in layers
     }
+
+
+def separated(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A saved state without its originals, and these by path."""
+    rest = {name: value for name, value in state.items() if not name.startswith(ORIGINAL)}
+    originals = {
+        name.removeprefix(ORIGINAL): value for name, value in state.items() if name not in rest
+    }
+    return rest, originals

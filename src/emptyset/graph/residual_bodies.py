@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from emptyset.graph.operators import is_binary, is_parameter, is_weighted, name_of
+from emptyset.graph.operators import is_parameter, is_weighted, name_of
 
 
 def residual_bodies(program: fx.GraphModule) -> list[fx.Node]:
@@ -17,10 +17,10 @@ def residual_bodies(program: fx.GraphModule) -> list[fx.Node]:
     for node in program.graph.nodes:
         before = max((depth[source] for source in node.all_input_nodes), default=0)
         depth[node] = before + int(is_weighted(node))
-        if name_of(node) != "add" or not is_binary(node):
+        if name_of(node) not in {"add", "add_"}:
             continue
-        operands = [_unquantized(operand) for operand in node.args[:2]]
-        if any(is_parameter(operand) for operand in operands):
+        operands = [_unquantized(a) for a in node.args[:2] if isinstance(a, fx.Node)]
+        if len(operands) < 2 or any(is_parameter(operand) for operand in operands):
             continue
         found.append(max(operands, key=lambda operand: depth[operand]))
     return list(dict.fromkeys(found))

@@ -25,7 +25,7 @@ from emptyset.graph.operators import (
     parameter_of,
     weighted_layers,
 )
-from emptyset.graph.originals import originals_in_place, unlearnt
+from emptyset.graph.originals import ORIGINAL, originals_in_place, separated, unlearnt
 from emptyset.graph.plans import LayerBits
 from emptyset.quantizers.affine import AffineFakeQuantizer
 from emptyset.quantizers.bias import BiasFakeQuantizer
@@ -36,7 +36,6 @@ from emptyset.teachers.teacher import Teacher
 
 BATCH_NORM_CHOICES = ("fold", "frozen")
 CODES = "codes"
-ORIGINAL = "original:"
 
 
 @dataclass(frozen=True)
@@ -185,23 +184,18 @@ class Student:
         Raises:
             TeacherError: If names, shapes or codes differ: another network, plan or bit width.
         """
-        own = {k: v for k, v in self.state_dict().items() if not k.startswith(ORIGINAL)}
-        originals = {
-            name.removeprefix(ORIGINAL): value.detach().clone().to(self.device)
-            for name, value in state.items()
-            if name.startswith(ORIGINAL) and _fits("", own.get(name[len(ORIGINAL) :]), value)
-        }
-        state = {
-            k: v for k, v in state.items() if k.removeprefix(ORIGINAL) not in originals or k in own
-        }
-        if own.keys() != state.keys():
-            missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        state, originals = separated(state)
+        own, _ = separated(self.state_dict())
+        extra = sorted((state.keys() | originals.keys()) - own.keys())
+        if own.keys() != state.keys() or extra:
+            missing = sorted(own.keys() - state.keys())
             raise TeacherError(
                 f"This state is of another student: {len(missing)} tensors are missing (first: "
                 f"{missing[:2]}), {len(extra)} are not known here (first: {extra[:2]}). Load it "
                 "with the teacher, plan and bits that it was saved with."
             )
-        other = [name for name, value in state.items() if not _fits(name, own[name], value)]
+        given = [*state.items(), *originals.items()]
+        other = [name for name, value in given if not _fits(name, own[name], value)]
         if other:
             raise TeacherError(
                 f"This state is of another student: {len(other)} tensors have other codes or "
@@ -215,7 +209,7 @@ class Student:
             quantizer.load_state_dict(part)
         rest = {k: v for k, v in state.items() if not k.startswith("quantizer:")}
         self.program.load_state_dict(rest, strict=False)
-        self.originals = originals
+        self.originals = {k: v.detach().clone().to(self.device) for k, v in originals.items()}
 
     def save(self, path: Path) -> None:
         """Write the state as safetensors, aside and renamed."""
@@ -318,10 +312,8 @@ def prepare(
     )  # fmt: skip
 
 
-def _fits(name: str, own: Tensor | None, value: Tensor) -> bool:
+def _fits(name: str, own: Tensor, value: Tensor) -> bool:
     """Whether a saved tensor can replace this one."""
-    if own is None:
-        return False
     if not name.startswith("quantizer:"):
         return own.shape == value.shape
     # Scales per channel get their length at calibration.

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from emptyset.images.image_set import Batch, ImageSet
+from emptyset.monitor import State
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Disagreement:
     student_logits: Tensor
 
 
+@runtime_checkable
 class Images(Protocol):
     """Anything that gives images in batches: a set in memory, or a stream of files."""
 
@@ -43,6 +45,12 @@ class ImageSource(Protocol):
 
     def learn_from(self, outcome: Disagreement) -> None:
         """The one way back: a generator trained beside the student uses it."""
+
+    def state(self) -> State:
+        """What a killed run needs to go on with the same batches."""
+
+    def load_state(self, state: State) -> None:
+        """Go on from what ``state`` gave."""
 
 
 class StoredImages:
@@ -64,3 +72,12 @@ class StoredImages:
 
     def learn_from(self, outcome: Disagreement) -> None:
         """A stored set learns nothing."""
+
+    def state(self) -> State:
+        """What is left of this epoch's order, and where the random numbers stand."""
+        return {"order": self._order.clone(), "random": self._generator.get_state()}
+
+    def load_state(self, state: State) -> None:
+        """Go on from what ``state`` gave."""
+        self._order = state["order"].clone()
+        self._generator.set_state(state["random"])

@@ -38,7 +38,9 @@ def distillation_loss(
     divergence = F.kl_div(
         F.log_softmax(student_logits_NK / temperature, dim=1),
         F.log_softmax(teacher_logits_NK / temperature, dim=1),
-        reduction="batchmean" if kd_reduction == "batch_mean" else "mean",
+        reduction="sum",
         log_target=True,
     )
-    return divergence * temperature**2
+    count, classes = student_logits_NK.shape
+    divisor = count if kd_reduction == "batch_mean" else count * classes
+    return divergence * (temperature**2 / divisor)

@@ -20,7 +20,8 @@ def channel_attention(features_NCHW: Tensor) -> Tensor:
     Returns:
         ``(N, C)``; 0 where an image's features are all 0.
     """
-    return F.normalize(features_NCHW.square().flatten(2).mean(2), dim=1)
+    count, channels = features_NCHW.shape[:2]
+    return F.normalize(features_NCHW.square().reshape(count, channels, -1).mean(2), dim=1)
 
 
 def feature_attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -39,7 +40,7 @@ def feature_attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor])
         ImagesError: If the numbers of units differ, or there is none.
 
     Source:
-        HAST, Li et al. 2023, arXiv:2303.14087, section 3.4; form and place as in its released
+        HAST, Li et al. 2023, arXiv:2303.13826; form and place as in its released
         code.
     """
     if not student or len(student) != len(teacher):

@@ -141,12 +141,14 @@ class AffineFakeQuantizer(FakeQuantizeBase):
         """
         if not self.enabled:
             return x
+        if self.trained is not None:
+            return self.trained(x)
         if not self._ready:
             raise NotCalibratedError(
                 f"Quantizer '{self.name}' has no range yet. Run the refiner 'calibrate' on some "
                 "images first, or call `set_range(low, high)` yourself."
             )
-        return self.quantize(x) if self.trained is None else self.trained(x)
+        return self.quantize(x)
 
     def quantize(self, x: Tensor) -> Tensor:
         """``x_hat`` by torch's own arithmetic."""

@@ -23,6 +23,7 @@ from emptyset.quantizers.affine import (
 )
 from emptyset.ranges.moving_average import MovingAverageConfig, MovingAverageEstimator
 
+ATEN = torch.ops.aten
 MASKS = ("code", "value", "none")
 
 
@@ -39,34 +40,44 @@ class _FakeQuantize(torch.autograd.Function):
         codes: tuple[int, int],
         mask: str,
     ) -> Tensor:
+        # The kernels behind torch.fake_quantize_*; they also tell where the code was in range.
         if axis is None:
-            out = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, *codes)
+            on = torch.ones(1, dtype=torch.long, device=x.device)
+            out, inside = ATEN._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(
+                x, scale, zero_point, on, *codes
+            )
         else:
-            out = torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, *codes)
-        ctx.save_for_backward(x, scale, zero_point, out)
-        ctx.axis, ctx.codes, ctx.mask = axis, codes, mask
-        return out
+            out, inside = ATEN.fake_quantize_per_channel_affine_cachemask(
+                x, scale, zero_point, axis, *codes
+            )
+        if mask == "value":
+            position = x * _along(axis, 1.0 / scale, x) + _along(axis, zero_point, x)
+            inside = (position >= codes[0]) & (position <= codes[1])
+        ctx.save_for_backward(x, scale, out, inside)
+        ctx.axis, ctx.mask = axis, mask
+        return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        x, scale, zero_point, out = ctx.saved_tensors
-        others = list(range(x.dim()))
-        if ctx.axis is not None:
-            shape = [1] * x.dim()
-            shape[ctx.axis] = -1
-            scale, zero_point = scale.view(shape), zero_point.view(shape)
-            others.remove(ctx.axis)
-        position = x * (1.0 / scale)
-        position = (position if ctx.mask == "value" else position.round()) + zero_point
-        inside = (position >= ctx.codes[0]) & (position <= ctx.codes[1])
+        x, scale, out, inside = ctx.saved_tensors
         to_x = gradient if ctx.mask == "none" else gradient * inside
         to_scale = None
         if ctx.needs_input_grad[1]:
-            # Inside: round(x/s) - x/s. Outside: the code of the end. Both are out/s - x/s or out/s.
-            pull = gradient * (out - x * inside) / scale
-            to_scale = pull.sum(others) if others else pull
+            # Inside: round(x/s) - x/s. Outside: the end's code less zero point, which is out/s.
+            pull = (out - x * inside).mul_(gradient)
+            others = [axis for axis in range(x.dim()) if axis != ctx.axis]
+            to_scale = (pull.sum(others) if others else pull) / scale
         return to_x, to_scale, None, None, None, None
+
+
+def _along(axis: int | None, values: Tensor, x: Tensor) -> Tensor:
+    """Shaped so that they broadcast along the axis of ``x``."""
+    if axis is None:
+        return values
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    return values.view(shape)
 
 
 def fake_quantize(
@@ -153,10 +164,8 @@ class FollowedRange:
     def publish(self) -> None:
         """Span the weight as it is now."""
         quantizer, weight = self._quantizer, self._weight
-        axis = quantizer.axis
-        values = weight.flatten()[None] if axis is None else weight.transpose(0, axis).flatten(1)
-        low, high = torch.aminmax(values, dim=1)
-        _set(quantizer, low.reshape(quantizer.scale.shape or low.shape), high)
+        values = weight.transpose(0, quantizer.axis or 0).flatten(1)
+        _set(quantizer, *torch.aminmax(values, dim=1))
 
 
 class TrackedRange:

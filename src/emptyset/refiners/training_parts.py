@@ -1,0 +1,106 @@
+"""What a trained student learns from: its images, how they are shown, and its teacher."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emptyset.errors import ImagesError, UnsupportedModelError
+from emptyset.graph.originals import put
+from emptyset.graph.residual_bodies import Tapped, residual_bodies
+from emptyset.graph.student import Student
+from emptyset.images.augmentation import mirrored, shifted
+from emptyset.images.image_set import ImageSet
+from emptyset.images.image_source import Images, ImageSource, StoredImages
+from emptyset.inversion.resampling import draw_crops, sampled
+
+AUGMENTATIONS = ("shift", "crop", "none")
+# Greatest shift as a share of the image's shorter side: 4 of 32 pixels, as CIFAR is trained.
+LARGEST_SHIFT = 1 / 8
+# Least share of the area that a crop keeps, as IntraQ.
+SMALLEST_CROP = 0.5
+
+Network = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
+"""``(N, C, H, W)`` images to ``(N, K)`` logits and features."""
+
+
+def source_of(images: Images | ImageSource, seed: int) -> ImageSource:
+    """A source of batches in random order; images on disk are read into memory.
+
+    Raises:
+        ImagesError: If there are no images.
+    """
+    if not isinstance(images, Images):
+        return images
+    if len(images) == 0:
+        raise ImagesError("distill: there are no images. Give at least one batch.")
+    if not isinstance(images, ImageSet):
+        batches = list(images.batches(64))
+        targets = [batch.targets for batch in batches if batch.targets is not None]
+        labelled = len(targets) == len(batches)
+        stacked = torch.cat([batch.images for batch in batches])
+        images = ImageSet(stacked, torch.cat(targets) if labelled else None)
+    return StoredImages(images, seed=seed)
+
+
+def augmented(images_NCHW: Tensor, method: str, flip: float, generator: torch.Generator) -> Tensor:
+    """Each image moved or cropped, and perhaps mirrored, its own way.
+
+    Args:
+        images_NCHW: ``(N, C, H, W)`` [teacher's normalised units].
+        method: One of ``AUGMENTATIONS``.
+        flip: Probability of mirroring.
+        generator: Source of everything random, on the CPU.
+    """
+    if method == "none":
+        return images_NCHW
+    count, _, height, width = images_NCHW.shape
+    if method == "shift":
+        most = int(min(height, width) * LARGEST_SHIFT)
+        return mirrored(shifted(images_NCHW, most, generator), flip, generator)
+    drawn = draw_crops(
+        count, height, width, smallest=SMALLEST_CROP, probability=1.0, generator=generator
+    )
+    # Ascending: not mirrored, which is drawn below with a probability of its own.
+    rows, columns = drawn["crop_rows"], drawn["crop_columns"].sort(dim=1).values
+    cropped = sampled(images_NCHW, rows.to(images_NCHW.device), columns.to(images_NCHW.device))
+    return mirrored(cropped, flip, generator)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher as functions of images, with matching features where asked for."""
+
+    student: Network
+    teacher: Network
+
+
+def pair_of(student: Student, *, tapped: bool) -> Pair:
+    """The student and its teacher.
+
+    Args:
+        student: Prepared.
+        tapped: Whether both give the bodies of their residual units as features.
+
+    Raises:
+        UnsupportedModelError: If features are asked for and there is no residual unit.
+    """
+    if not tapped:
+        module = student.teacher.module
+        return Pair(lambda x: (student(x), []), lambda x: (module(x), []))
+    bodies = residual_bodies(student.program)
+    if not bodies:
+        raise UnsupportedModelError(
+            "distill: feature_attention compares what residual units add, and this network has "
+            "none. Set feature_attention to 0."
+        )
+    reference = student.copy()
+    reference.program.requires_grad_(False)
+    put(dict(reference.program.named_parameters()), reference.originals)
+    for quantizer in reference.quantizers.values():
+        quantizer.enabled = False
+    return Pair(
+        Tapped(student.program, bodies),
+        Tapped(reference.program, residual_bodies(reference.program)),
+    )
