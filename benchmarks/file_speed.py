@@ -128,11 +128,15 @@ def measure(name: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def write(rows: list[dict[str, Any]]) -> None:
-    """The committed table."""
+    """The committed table; rows of networks that were not run again stay."""
     RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "file_speed.json"
+    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    again = {row["network"] for row in rows}
+    rows = [row for row in old if row["network"] not in again] + rows
     environment = {"instruction_set": instruction_set(), "threads": torch.get_num_threads()}
     text = json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n"
-    (RESULTS / "file_speed.json").write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     columns = [c for c in rows[0] if c not in ("size_bytes", "float_operators")]
     lines = [
         "# Size and speed of exported files",
