@@ -1,9 +1,9 @@
 """Peak memory of calibration does not grow with the images.
 
-    python benchmarks/calibration_memory.py [--counts 64,4096]
+    python benchmarks/calibration_memory.py [--counts 64,4096] [--bits w8a8]
 
 A folder of photos of 256 x 256 pixels is made, `torchvision`-sized 224 crops of them calibrate an
-untrained ResNet-18 at w4a4 (histograms, the larger case), each count in a process of its own.
+untrained ResNet-18, each count in a process of its own.
 Writes `results/engine_calibration_memory.md` and `.json`.
 """
 
@@ -30,7 +30,7 @@ def make_photos(folder: Path, count: int) -> None:
         Image.fromarray(coarse).resize((256, 256)).save(folder / f"{i:05d}.jpg", quality=90)
 
 
-def calibrate(folder: Path) -> None:
+def calibrate(folder: Path, bits: str) -> None:
     """In a process of its own: prints peak memory [MB] and seconds."""
     import timm
 
@@ -40,7 +40,7 @@ def calibrate(folder: Path) -> None:
     module = timm.create_model("resnet18", pretrained=False).eval().requires_grad_(False)
     spec = InputSpec((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=256)
     teacher = Teacher("resnet18", module, spec)
-    student = emptyset.prepare(teacher, "w4a4")
+    student = emptyset.prepare(teacher, bits)
     images = emptyset.images_from(folder, teacher)
     start = time.perf_counter()
     emptyset.refine(student, images)
@@ -54,16 +54,18 @@ def main() -> None:
     """Run all counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", default="64,4096")
+    parser.add_argument("--bits", default="w8a8")
     parser.add_argument("--child", type=Path)
     options = parser.parse_args()
     if options.child:
-        calibrate(options.child)
+        calibrate(options.child, options.bits)
         return
     rows = []
     for count in map(int, options.counts.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             make_photos(Path(folder), count)
             command = [sys.executable, "-W", "ignore", __file__, "--child", folder]
+            command += ["--bits", options.bits]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
             print(rows[-1], flush=True)
@@ -73,8 +75,8 @@ def main() -> None:
     (RESULTS / "engine_calibration_memory.json").write_text(text, encoding="utf-8")
     lines = [
         "# Memory of calibration", "",
-        "`python benchmarks/calibration_memory.py`: ResNet-18, 224 x 224, w4a4, plan `integer`, "
-        "batch 64, photos streamed from a folder.", "",
+        f"`python benchmarks/calibration_memory.py --bits {options.bits}`: ResNet-18, 224 x 224, "
+        "plan `integer`, batch 64, photos streamed from a folder.", "",
         "| images | peak memory [MB] | seconds |", "|---|---|---|",
         *(f"| {r['images']} | {r['peak_mb']:.0f} | {r['seconds']:.0f} |" for r in rows), "",
         f"Growth from the smallest to the largest: {growth:.0f} MB.",
