@@ -76,7 +76,7 @@ def main() -> None:
     lines = [
         "# Memory of calibration", "",
         f"`python benchmarks/calibration_memory.py --bits {options.bits}`: ResNet-18, 224 x 224, "
-        "plan `integer`, batch 64, photos streamed from a folder.", "",
+        "plan `integer`, photos streamed from a folder.", "",
         "| images | peak memory [MB] | seconds |", "|---|---|---|",
         *(f"| {r['images']} | {r['peak_mb']:.0f} | {r['seconds']:.0f} |" for r in rows), "",
         f"Growth from the smallest to the largest: {growth:.0f} MB.",

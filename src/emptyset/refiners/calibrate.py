@@ -22,6 +22,7 @@ from emptyset.quantizers.affine import AffineFakeQuantizer
 from emptyset.ranges.estimator import RangeEstimator
 from emptyset.registry import ranges, refiners
 
+PIXELS_IN_A_FORWARD = 64 * 64 * 64
 # Name of the quantizer of the image itself.
 INPUT = "input"
 
@@ -36,7 +37,8 @@ class CalibrateConfig:
         activation_range: Range estimator of activations; ``auto`` likewise.
         input_range: Range of the image itself: ``pixels``: black to white, which the teacher's mean
             and std tell; ``observed``: like any other activation.
-        batch_size: Images in one forward.
+        batch_size: Most images in one forward; fewer of images above 64 x 64, so that memory
+            stays about the same.
     """
 
     weight_range: str = "auto"
@@ -96,7 +98,7 @@ class Calibrate:
         done = _restore(estimators, monitor.restore("calibrate"))
         with student.float_mode(), torch.no_grad(), _Watching(watched, estimators):
             seen = 0
-            for batch in images.batches(self.config.batch_size):
+            for batch in images.batches(self._batch_size(student)):
                 seen += len(batch.images)
                 if seen <= done:
                     continue
@@ -112,6 +114,10 @@ class Calibrate:
         if self.config.input_range == "pixels" and _quantizes_images_alone(student):
             student.quantizers[INPUT].set_range(*student.teacher.input.pixel_range())
         keep_biases_in_int32(student)
+
+    def _batch_size(self, student: Student) -> int:
+        _, height, width = student.teacher.input.shape
+        return max(1, min(self.config.batch_size, PIXELS_IN_A_FORWARD // (height * width)))
 
     def _set_weight(self, student: Student, name: str, quantizer: AffineFakeQuantizer) -> None:
         weight = attribute(student.program, name)
