@@ -12,6 +12,7 @@ from emptyset.quantizers.learned_step import (
     FollowedRange,
     LearnedStep,
     TrackedRange,
+    _by_operations,
     fake_quantize,
 )
 
@@ -132,3 +133,31 @@ def test_the_legacy_average_compounds() -> None:
     for _ in range(2):
         quantizer(torch.tensor([0.0, 1.0]))
     assert quantizer.low_high()[1].item() == pytest.approx((0.9 + 0.1) / (1 - 0.9**2))
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_the_operations_that_are_compiled_give_torchs_values_to_the_last_bit(
+    axis: int | None,
+) -> None:
+    x = torch.cat([values(6, 7, 500), 0.5 * torch.arange(-42.0, 42.0).view(6, 7, 2)], dim=2)
+    count = 1 if axis is None else x.shape[axis]
+    scale = torch.linspace(0.31, 0.9, count)
+    zero_point = torch.arange(count, dtype=torch.int32) % 5
+    with torch.no_grad():
+        if axis is None:
+            scale, zero_point = scale[0], zero_point[0]
+            expected = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, *CODES)
+        else:
+            expected = torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, *CODES)
+        found, inside = _by_operations(x, scale, zero_point, axis, CODES)
+    assert torch.equal(found, expected)
+    # In range: what clamping leaves as it is.
+    low, high = (0 - zero_point) * scale, (7 - zero_point) * scale
+    if axis is not None:
+        shape = [-1 if dimension == axis else 1 for dimension in range(3)]
+        low, high = low.view(shape), high.view(shape)
+    beyond = (expected == low) & (x < low - 0.5 * scale.max()) | (expected == high) & (
+        x > high + 0.5 * scale.max()
+    )
+    assert not inside[beyond].any()
+    assert inside[(expected > low) & (expected < high)].all()

@@ -15,10 +15,12 @@ from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import Batch, ImageSet
 from emptyset.images.image_source import Disagreement, StoredImages
 from emptyset.losses.distillation import distillation_loss
-from emptyset.monitor import State
+from emptyset.monitor import SILENT, State
 from emptyset.quantizers.bits import Bits
+from emptyset.refiners import training
 from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
 from emptyset.refiners.distill import Distill, DistillConfig
+from emptyset.refiners.training_parts import pays_to_compile
 from emptyset.teachers.teacher import InputSpec, Teacher
 
 HAST = {"cross_entropy": 0.0, "feature_attention": 10.0, "perturbation": 0.01}
@@ -170,6 +172,31 @@ class Disk:
 
     def restore(self, key: str) -> State | None:
         return self.states.get(key)
+
+
+def test_compiled_updates_learn_the_same_and_the_choice_outlives_a_kill(
+    teacher: Teacher, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = distill(teacher, images, learning_rate=1e-3).state_dict()
+    monkeypatch.setattr(training, "pays_to_compile", lambda *_, **__: True)
+    disk = Disk(limit=5)
+    with pytest.raises(KilledError):
+        distill(teacher, images, learning_rate=1e-3, monitor=disk)
+    # Decided once: what the resumed run would decide itself does not count.
+    monkeypatch.setattr(training, "pays_to_compile", lambda *_, **__: False)
+    resumed = distill(teacher, images, learning_rate=1e-3, monitor=disk).state_dict()
+    assert bool(disk.states["distill"]["compiled"])
+    for name, value in resumed.items():
+        torch.testing.assert_close(value, eager[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_compiling_pays_only_for_long_training(teacher: Teacher) -> None:
+    student = prepare(teacher, "w3a3", plan="every_layer")
+    few, many = (
+        pays_to_compile(student, batch_size=64, updates=updates, monitor=SILENT)
+        for updates in (10, 10_000_000)
+    )
+    assert (few, many) == (False, True)
 
 
 def test_the_student_comes_closer_to_the_teacher(teacher: Teacher, images: ImageSet) -> None:

@@ -4,7 +4,10 @@ The decision depends only on the planned work and the machine, never on a clock,
 the run: compiled and eager code round differently, and a resumed run must give the same images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -20,6 +23,9 @@ _COMPILE_SECONDS_PER_LAYER = 1.0
 # launches of 5 microseconds per layer and step.
 _SAVED_SECONDS_PER_LAYER_CUDA = 1.0e-4
 _MARGIN = 1.25
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -56,20 +62,27 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def worth_compiling(
-    device: torch.device, *, elements: int, layers: int, steps: int, threads: int
+    device: torch.device,
+    *,
+    elements: int,
+    layers: int,
+    steps: int,
+    threads: int,
+    saved_seconds_per_element: float = _SAVED_SECONDS_PER_ELEMENT,
 ) -> bool:
     """Whether the time that compiled steps save exceeds the time that compiling takes.
 
     Args:
         device: Where the teacher is.
-        elements: Elements of all BatchNorm inputs of one batch.
-        layers: Number of these inputs.
+        elements: Elements of all BatchNorm inputs (or quantized activations) of one batch.
+        layers: Number of these tensors.
         steps: Steps planned, over all batches.
         threads: Threads that work on one operator (CPU).
+        saved_seconds_per_element: What one thread saves per element and step.
     """
     cost = _COMPILE_SECONDS + _COMPILE_SECONDS_PER_LAYER * layers
     if device.type == "cpu":
-        saved = steps * elements * _SAVED_SECONDS_PER_ELEMENT / threads
+        saved = steps * elements * saved_seconds_per_element / threads
     elif device.type == "cuda":
         saved = steps * layers * _SAVED_SECONDS_PER_LAYER_CUDA
     else:
@@ -91,3 +104,21 @@ def compiler_found(device: torch.device) -> bool:
     except (InvalidCxxCompiler, RuntimeError, OSError):
         return False
     return True
+
+
+def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """``torch.compile`` with a cache of its own, which is freed with what this returns.
+
+    Compiled code is cached with the code object of a function, and eight entries are the most that
+    one may have: without a code object of its own, the ninth run in one process would silently
+    run eagerly, and the first eight would never be freed.
+    """
+
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return function(*args, **kwargs)
+
+    own = FunctionType(
+        call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__
+    )
+    done: Callable[_P, _R] = torch.compile(own, dynamic=False)
+    return done

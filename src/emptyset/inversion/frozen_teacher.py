@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from emptyset.inversion.compilation import Execution
+from emptyset.inversion.compilation import Execution, compiled
 from emptyset.inversion.method import Method, Opinion, Seen
 from emptyset.inversion.recorded_inputs import Recorded, recorded_inputs
 from emptyset.inversion.standard_units import StandardUnits, standard_units
@@ -108,7 +108,7 @@ class FrozenTeacher:
                 seen = Seen(images, logits.float(), features, statistics, targets, drawn, opinions)
                 return method.objective(seen)
 
-            yield torch.compile(loss, dynamic=False) if execution.compiled else loss
+            yield compiled(loss) if execution.compiled else loss
 
     def _watched(self) -> list[nn.Module]:
         return [layer.module for layer in self.layers] + list(self._classifier)

@@ -41,7 +41,10 @@ class _FakeQuantize(torch.autograd.Function):
         mask: str,
     ) -> Tensor:
         # The kernels behind torch.fake_quantize_*; they also tell where the code was in range.
-        if axis is None:
+        # Compiled, the same operations one by one: they fuse with what stands around them.
+        if torch.compiler.is_compiling():
+            out, inside = _by_operations(x, scale, zero_point, axis, codes)
+        elif axis is None:
             on = torch.ones(1, dtype=torch.long, device=x.device)
             out, inside = ATEN._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(
                 x, scale, zero_point, on, *codes
@@ -69,6 +72,16 @@ class _FakeQuantize(torch.autograd.Function):
             others = [axis for axis in range(x.dim()) if axis != ctx.axis]
             to_scale = (pull.sum(others) if others else pull) / scale
         return to_x, to_scale, None, None, None, None
+
+
+def _by_operations(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, codes: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """``x_hat`` and where the code was in range, as torch's kernels compute them."""
+    offset = _along(axis, zero_point, x)
+    code = torch.round(x * _along(axis, 1.0 / scale, x)) + offset
+    inside = (code >= codes[0]) & (code <= codes[1])
+    return (code.clamp(*codes) - offset) * _along(axis, scale, x), inside
 
 
 def _along(axis: int | None, values: Tensor, x: Tensor) -> Tensor:

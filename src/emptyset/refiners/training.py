@@ -20,7 +20,7 @@ from emptyset.losses.distillation import distillation_loss
 from emptyset.losses.feature_attention import feature_attention_loss
 from emptyset.monitor import Monitor, State
 from emptyset.quantizers.learned_step import FollowedRange, LearnedStep, TrackedRange
-from emptyset.refiners.training_parts import Pair, augmented, pair_of
+from emptyset.refiners.training_parts import Pair, augmented, pair_of, pays_to_compile
 
 KEY = "distill"
 # Of IntraQ's 151 epochs: ranges are tracked in 4, the learning rate falls after these.
@@ -70,19 +70,39 @@ class Training:
         self._student, self._source, self._seed = student, source, seed
         self._course = course
         self._pair: Pair = pair_of(student, tapped=course.feature_attention > 0)
+        # What the weights learn with; ranges are tracked without compiling.
+        self._learning_pair = self._pair
         self._parameters = trainable(student.program)
         self._learners: dict[str, Learner] = {}
+        self._compiled = False
 
     def run(self, monitor: Monitor) -> None:
         """All updates, or those that are left after a kill."""
         total = self._course.steps
         with self._learning():
-            number = self._restore(monitor.restore(KEY))
+            kept = monitor.restore(KEY)
+            if self._compiles(kept, monitor):
+                self._learning_pair = self._pair.compiled()
+            number = self._restore(kept)
             while number < total:
                 self._update(number)
                 number += 1
                 monitor.advance(KEY, number, total)
                 monitor.keep(KEY, lambda done=number: self._state(done), final=number == total)  # type: ignore[misc]
+
+    def _compiles(self, kept: State | None, monitor: Monitor) -> bool:
+        """Decided once: compiled and eager code round differently, a resumed run must not."""
+        course = self._course
+        if kept is not None:
+            self._compiled = bool(kept["compiled"])
+        else:
+            self._compiled = pays_to_compile(
+                self._student,
+                batch_size=course.batch_size,
+                updates=course.steps - course.range_steps,
+                monitor=monitor,
+            )
+        return self._compiled
 
     @contextmanager
     def _learning(self) -> Iterator[None]:
@@ -188,8 +208,8 @@ class Training:
         course = self._course
         # Gradients pass through the teacher only to the images (the perturbation), never to it.
         with torch.set_grad_enabled(images.requires_grad):
-            theirs, expected = self._pair.teacher(images)
-        ours, found = self._pair.student(images)
+            theirs, expected = self._learning_pair.teacher(images)
+        ours, found = self._learning_pair.student(images)
         loss = course.distillation * distillation_loss(
             ours, theirs, temperature=course.temperature, kd_reduction=course.kd_reduction
         )
@@ -224,7 +244,7 @@ class Training:
         for index, values in self._optimizer.state_dict()["state"].items():
             state |= {f"optimizer|{index}|{key}": v for key, v in values.items() if v is not None}
         state |= {f"source|{key}": value for key, value in self._source.state().items()}
-        return {**state, "done": torch.tensor(done)}
+        return {**state, "done": torch.tensor(done), "compiled": torch.tensor(self._compiled)}
 
     def _restore(self, state: State | None) -> int:
         """Take over what a killed run had learnt; gives how many updates that were."""

@@ -13,13 +13,19 @@ from emptyset.graph.student import Student
 from emptyset.images.augmentation import mirrored, shifted
 from emptyset.images.image_set import ImageSet
 from emptyset.images.image_source import Images, ImageSource, StoredImages
+from emptyset.inversion.compilation import compiled, compiler_found, worth_compiling
 from emptyset.inversion.resampling import draw_crops, sampled
+from emptyset.monitor import Monitor
 
 AUGMENTATIONS = ("shift", "crop", "none")
 # Greatest shift as a share of the image's shorter side: 4 of 32 pixels, as CIFAR is trained.
 LARGEST_SHIFT = 1 / 8
 # Least share of the area that a crop keeps, as IntraQ.
 SMALLEST_CROP = 0.5
+
+# Measured on 2 AVX512 cores with ResNet-20 at batch 128, per thread: student and teacher together
+# take 31 ns per element of a quantized activation and update, compiled 19 ns.
+_SAVED_SECONDS_PER_ELEMENT = 1.2e-8
 
 Network = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 """``(N, C, H, W)`` images to ``(N, K)`` logits and features."""
@@ -74,6 +80,43 @@ class Pair:
 
     student: Network
     teacher: Network
+
+    def compiled(self) -> "Pair":
+        """The same through ``torch.compile``; compiling happens at the first call."""
+        return Pair(compiled(self.student), compiled(self.teacher))
+
+
+def pays_to_compile(student: Student, *, batch_size: int, updates: int, monitor: Monitor) -> bool:
+    """Whether compiled updates save more time than compiling takes; says where no compiler is."""
+    sizes: list[int] = []
+    hooks = [
+        quantizer.register_forward_hook(
+            lambda _module, inputs, _out: sizes.append(inputs[0].numel())
+        )
+        for quantizer in student.quantizers.values()
+        if quantizer.axis is None
+    ]
+    try:
+        with torch.no_grad(), student.float_mode():
+            student(student.teacher.example(1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pays = worth_compiling(
+        student.device,
+        elements=sum(sizes) * batch_size,
+        layers=len(sizes),
+        steps=updates,
+        threads=torch.get_num_threads(),
+        saved_seconds_per_element=_SAVED_SECONDS_PER_ELEMENT,
+    )
+    if pays and not compiler_found(student.device):
+        monitor.note(
+            "distill: no C++ compiler found, so training is not compiled and takes about one and "
+            "a half times as long. Install g++ or clang to change that."
+        )
+        return False
+    return pays
 
 
 def pair_of(student: Student, *, tapped: bool) -> Pair:
