@@ -28,6 +28,7 @@ CASES = {
     "learned": ("integer", "fold", {}),
     "learned by value": ("every_layer", "fold", {"mask": "value"}),
     "published": ("every_layer", "frozen", {"preset": "published"}),
+    "mixed": ("every_layer", "frozen", {"preset": "published", "mixing": "cutmix"}),
     "legacy": ("every_layer", "frozen", {"preset": "published", "legacy": True}),
     "hast": ("every_layer", "frozen", {"preset": "published", **HAST}),
     "published, integer": ("integer", "fold", {"preset": "published", **HAST}),

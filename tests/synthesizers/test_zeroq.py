@@ -85,6 +85,17 @@ def test_the_legacy_start_is_as_narrow_as_the_released_code_has_it() -> None:
     assert images.std().item() == pytest.approx(73.6 / 5418.75, rel=0.05)
 
 
+def test_with_a_class_weight_images_are_of_the_classes_they_were_made_for() -> None:
+    given = teacher()
+    config = ZeroQConfig(steps=60, learning_rate=0.3, class_weight=5.0, schedule="cosine")
+    made = ZeroQ(config).synthesize(given, 24, seed=3)
+    assert made.targets is not None
+    assert len(set(made.targets.tolist())) > 5
+    said = given.module(made.images).argmax(1)
+    # 100 outputs: chance is 1 %.
+    assert (said == made.targets).float().mean() > 0.4
+
+
 def test_has_no_targets() -> None:
     assert ZeroQ(ZeroQConfig.smallest()).synthesize(teacher(), 3, seed=0).targets is None
 

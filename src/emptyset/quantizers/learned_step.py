@@ -58,7 +58,7 @@ class _FakeQuantize(torch.autograd.Function):
             inside = (position >= codes[0]) & (position <= codes[1])
         ctx.save_for_backward(x, scale, out, inside)
         ctx.axis, ctx.mask = axis, mask
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

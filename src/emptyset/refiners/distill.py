@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from emptyset.errors import NotCalibratedError
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images, ImageSource
+from emptyset.images.mixing import MIXINGS
 from emptyset.losses.distillation import REDUCTIONS
 from emptyset.monitor import SILENT, Monitor
 from emptyset.quantizers.bits import Bits
@@ -58,6 +59,8 @@ class DistillConfig:
         augmentation: ``shift`` (by up to an eighth), ``crop`` (resized, half of the area at least)
             or ``none`` (shift | crop).
         flip: Probability of mirroring an image; 0 for digits and letters.
+        mixing: ``mixup`` or ``cutmix``: every image is mixed with another one and shown to teacher
+            and student alike, labels in the same shares; ``none`` (none).
         weight_decay: Of everything but steps (0 | 1e-4).
         legacy: Published only: activation ranges by the released compounding moving average.
     """
@@ -76,6 +79,7 @@ class DistillConfig:
     mask: str = "code"
     augmentation: str | None = None
     flip: float = 0.5
+    mixing: str = "none"
     weight_decay: float | None = None
     legacy: bool = False
 
@@ -83,6 +87,7 @@ class DistillConfig:
         for name, known in {
             "preset": PRESETS, "kd_reduction": REDUCTIONS, "mask": MASKS,
             "augmentation": (None, *AUGMENTATIONS),
+            "mixing": MIXINGS,
         }.items():  # fmt: skip
             if getattr(self, name) not in known:
                 choices = ", ".join(choice for choice in known if choice)
@@ -131,6 +136,7 @@ class DistillConfig:
             mask=self.mask,
             augmentation=self.augmentation or ("shift" if learned else "crop"),
             flip=self.flip,
+            mixing=self.mixing,
             weight_decay=_given(self.weight_decay, 0.0 if learned else 1e-4),
             legacy=self.legacy,
         )

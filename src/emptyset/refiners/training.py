@@ -20,7 +20,13 @@ from emptyset.losses.distillation import distillation_loss
 from emptyset.losses.feature_attention import feature_attention_loss
 from emptyset.monitor import Monitor, State
 from emptyset.quantizers.learned_step import FollowedRange, LearnedStep, TrackedRange
-from emptyset.refiners.training_parts import Pair, augmented, pair_of, pays_to_compile
+from emptyset.refiners.training_parts import (
+    Pair,
+    augmented,
+    mixed_batch,
+    pair_of,
+    pays_to_compile,
+)
 
 KEY = "distill"
 # Of IntraQ's 151 epochs: ranges are tracked in 4, the learning rate falls after these.
@@ -52,6 +58,7 @@ class Course:
     mask: str
     augmentation: str
     flip: float
+    mixing: str
     weight_decay: float
     legacy: bool
 
@@ -75,6 +82,10 @@ class Training:
         self._parameters = trainable(student.program)
         self._learners: dict[str, Learner] = {}
         self._compiled = False
+        self._classes = 0
+        if course.mixing != "none":
+            with torch.no_grad():
+                self._classes = self._pair.teacher(student.teacher.example(1))[0].shape[1]
 
     def run(self, monitor: Monitor) -> None:
         """All updates, or those that are left after a kill."""
@@ -164,6 +175,8 @@ class Training:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
         images = augmented(batch.images.to(device), course.augmentation, course.flip, generator)
         batch = Batch(images, None if batch.targets is None else batch.targets.to(device))
+        if course.mixing != "none":
+            batch = mixed_batch(batch, course.mixing, self._classes, generator)
         tracking = number < course.range_steps
         for learner in self._learners.values():
             if isinstance(learner, TrackedRange):

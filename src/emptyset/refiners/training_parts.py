@@ -11,8 +11,9 @@ from emptyset.graph.originals import put
 from emptyset.graph.residual_bodies import Tapped, residual_bodies
 from emptyset.graph.student import Student
 from emptyset.images.augmentation import mirrored, shifted
-from emptyset.images.image_set import ImageSet
+from emptyset.images.image_set import Batch, ImageSet
 from emptyset.images.image_source import Images, ImageSource, StoredImages
+from emptyset.images.mixing import mixed
 from emptyset.inversion.compilation import compiled, compiler_found, worth_compiling
 from emptyset.inversion.resampling import draw_crops, sampled
 from emptyset.monitor import Monitor
@@ -72,6 +73,27 @@ def augmented(images_NCHW: Tensor, method: str, flip: float, generator: torch.Ge
     rows, columns = drawn["crop_rows"], drawn["crop_columns"].sort(dim=1).values
     cropped = sampled(images_NCHW, rows.to(images_NCHW.device), columns.to(images_NCHW.device))
     return mirrored(cropped, flip, generator)
+
+
+def mixed_batch(batch: Batch, method: str, classes: int, generator: torch.Generator) -> Batch:
+    """Every image mixed with another one, and its label too.
+
+    Args:
+        batch: Images ``(N, C, H, W)`` and class indices ``(N,)``, probabilities ``(N, K)`` or None.
+        method: ``mixup`` or ``cutmix``.
+        classes: K.
+        generator: Source of everything random, on the CPU.
+
+    Returns:
+        Images and, where there are labels, probabilities ``(N, K)``.
+    """
+    images, partners, shares = mixed(batch.images, method, generator)
+    targets = batch.targets
+    if targets is not None:
+        if targets.dim() == 1:
+            targets = torch.nn.functional.one_hot(targets, classes).to(images)
+        targets = shares[:, None] * targets + (1 - shares[:, None]) * targets[partners]
+    return Batch(images, targets)
 
 
 @dataclass(frozen=True)

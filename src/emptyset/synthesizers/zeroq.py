@@ -19,12 +19,13 @@ Differs from source:
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from emptyset.images.image_set import ImageSet
 from emptyset.inversion.batch_plan import require_count
 from emptyset.inversion.canvas import Pixels
 from emptyset.inversion.engine import invert
+from emptyset.inversion.labels import random_labels
 from emptyset.inversion.method import Group, Method, Seen
 from emptyset.inversion.schedules import Cosine, Plateau, Schedule
 from emptyset.inversion.setting_checks import require_low_pass
@@ -56,6 +57,8 @@ class ZeroQConfig:
         initial: Noise to start from: ``standard`` (spread 1, ours) or ``legacy`` (0.0136).
         statistics: Match those of every image (``sample``) or of the batch (``batch``).
         input_weight: Weight of the same term on the images themselves.
+        class_weight: Of the cross-entropy with random labels; 0: no labels. Above 0 this is
+            "ZeroQ+IL" of IntraQ's tables. Ours: its weight, as the tables do not print it.
         clip: Keep pixels between black and white, as every real image does. Ours.
         low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
     """
@@ -70,6 +73,7 @@ class ZeroQConfig:
     initial: str = "standard"
     statistics: str = "sample"
     input_weight: float = 1.0
+    class_weight: float = 0.0
     clip: bool = False
     low_pass: float | None = None
 
@@ -80,7 +84,7 @@ class ZeroQConfig:
                 raise ValueError(f"'{name}' must be positive. Got {getattr(self, name)}.")
         if not 0 < self.plateau_factor < 1:
             raise ValueError(f"'plateau_factor' must lie in 0..1. Got {self.plateau_factor}.")
-        for name in ("plateau_minimum", "input_weight"):
+        for name in ("plateau_minimum", "input_weight", "class_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"'{name}' must not be negative. Got {getattr(self, name)}.")
         choices: dict[str, Iterable[str]] = {
@@ -115,7 +119,7 @@ class ZeroQ:
     def synthesize(
         self, teacher: Teacher, count: int, *, seed: int, monitor: Monitor = SILENT
     ) -> ImageSet:
-        """Exactly ``count`` images, without targets.
+        """Exactly ``count`` images; with targets if ``class_weight`` is above 0.
 
         Args:
             teacher: With BatchNorm2d layers.
@@ -124,7 +128,8 @@ class ZeroQ:
             monitor: Hears of progress, keeps and restores states.
 
         Raises:
-            UnsupportedModelError: If the teacher has no BatchNorm2d layers.
+            UnsupportedModelError: If the teacher has no BatchNorm2d layers, or labels are asked
+                for and it has no classes.
             ImagesError: If fewer than 2 images are asked for, or the loss is not finite.
         """
         require_count("zeroq", count)
@@ -145,6 +150,7 @@ class ZeroQ:
             steps=config.steps,
             batch_size=config.batch_size,
             canvas=Pixels(_SPREADS[config.initial]),
+            targets=random_labels(teacher, "zeroq") if config.class_weight else None,
             low_pass=config.low_pass,
         )
 
@@ -152,11 +158,15 @@ class ZeroQ:
         """Distance of the BatchNorm inputs' statistics, and of the images' own, from the stored.
 
         loss = D(BatchNorm inputs) + input_weight · D(images; mean 0, standard deviation 1)
+            + class_weight · CE
         """
         distance = _STATISTICS[self.config.statistics]
         loss = distance(seen.layers)
         if self.config.input_weight:
             loss = loss + self.config.input_weight * distance([input_statistics(seen.images)])
+        if self.config.class_weight and seen.targets is not None:
+            classes = nn.functional.cross_entropy(seen.logits, seen.targets)
+            loss = loss + self.config.class_weight * classes
         return loss
 
     def _schedule(self) -> Schedule:
