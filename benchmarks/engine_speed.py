@@ -112,7 +112,7 @@ class Engine:
     def step(self) -> float:
         group = self.method.groups[0]
         variable = self.images.detach().requires_grad_()
-        value = self.loss([variable], None, {})
+        value, _ = self.loss([variable], None, {})
         (gradient,) = torch.autograd.grad(value, [variable])
         value = value.detach()
         rate = self.schedule["rate"]

@@ -20,7 +20,7 @@ import emptyset
 from emptyset.evaluate.accuracy import accuracy
 from emptyset.evaluate.runtime import OnnxClassifier
 from emptyset.images.image_set import ImageSet
-from emptyset.pipeline import predictor
+from emptyset.measurement import predictor
 from emptyset.recipe import default_data
 from emptyset.teachers.embedded import held_out_images_path, train_images_path
 from emptyset.teachers.teacher import Teacher

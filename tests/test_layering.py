@@ -12,10 +12,11 @@ PACKAGE = ROOT / "src" / "emptyset"
 # Top to bottom. Parts of one layer may use each other, as long as there is no circle.
 LAYERS = [
     {"cli"},
+    {"comparison"},
     {"job", "run_folder", "recipe"},
-    {"pipeline"},
+    {"pipeline", "measurement"},
     {"report"},
-    {"exporters", "evaluate"},
+    {"exporters", "evaluate", "bit_allocation"},
     {"refiners", "synthesizers", "sources", "selectors"},
     {"graph", "teachers", "generators", "inversion"},
     {"quantizers", "ranges", "losses", "images"},

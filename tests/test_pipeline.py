@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from emptyset import pipeline
+from emptyset import measurement, pipeline
 from emptyset.errors import ImagesError, RecipeError, UnknownNameError
 from emptyset.images.image_set import ImageSet
 from emptyset.teachers.teacher import InputSpec, Teacher
@@ -39,7 +39,7 @@ def test_measures_accuracy_and_agreement() -> None:
         logits[:, 2] = -9.0
         return logits
 
-    found = pipeline.measure(two_wrong, TEACHER, shown, batch_size=3)
+    found = measurement.measure(two_wrong, TEACHER, shown, batch_size=3)
     assert found.teacher is not None
     assert found.quantized is not None
     assert found.teacher.top1 == 1.0
@@ -53,8 +53,8 @@ def test_without_class_indices_only_agreement_is_measured() -> None:
     unlabelled = ImageSet(shown.images)
     soft = ImageSet(shown.images, torch.full((3, 3), 1 / 3))
     for some in (unlabelled, soft):
-        assert not pipeline.has_labels(some)
-        found = pipeline.measure(TEACHER, TEACHER, some)
+        assert not measurement.has_labels(some)
+        found = measurement.measure(TEACHER, TEACHER, some)
         assert found.teacher is None
         assert found.quantized is None
         assert found.agreement.share == 1.0
@@ -80,7 +80,7 @@ def test_the_device_is_chosen_once_and_explained(monkeypatch: pytest.MonkeyPatch
     [((3, 32, 32), 256), ((3, 64, 64), 256), ((3, 224, 224), 20), ((3, 4096, 4096), 1)],
 )
 def test_batches_shrink_as_images_grow(shape: tuple[int, int, int], expected: int) -> None:
-    assert pipeline.batch_size_for(shape) == expected
+    assert measurement.batch_size_for(shape) == expected
 
 
 def test_images_that_are_not_there_name_the_methods_that_make_some(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ REQUIREMENTS = [
 # Packages that `import emptyset` must not bring along.
 HEAVY = [
     "torchao", "onnx", "onnxruntime", "onnxscript", "timm", "torchvision", "transformers",
-    "rich", "typer", "matplotlib", "jinja2",
+    "rich", "typer", "matplotlib", "jinja2", "scipy",
 ]  # fmt: skip
 
 

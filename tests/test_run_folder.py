@@ -258,6 +258,32 @@ class TestKeptStates:
         assert not list((tmp_path / PARTIAL).glob("stage*"))
 
 
+def test_the_time_of_a_stage_counts_every_process_but_not_what_a_kill_undid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("emptyset.kept_states.time.monotonic", lambda: now[0])
+
+    def killed(at: Workplace) -> dict[str, Any]:
+        now[0] += 7.0
+        at.monitor.keep("k", lambda: {"x": torch.ones(3)}, final=True)
+        now[0] += 50.0
+        raise KeyboardInterrupt
+
+    def whole(at: Workplace) -> dict[str, Any]:
+        now[0] += 4.0
+        at.monitor.keep("k", lambda: {"x": torch.ones(3)}, final=True)
+        now[0] += 2.0
+        return {"length": 4}
+
+    with pytest.raises(KeyboardInterrupt):
+        run_once(tmp_path, killed)
+    now[0] += 900.0
+    run_once(tmp_path, whole)
+    told = json.loads((tmp_path / STAGES).read_text())
+    assert told["stages"]["stage"]["seconds"] == 7.0 + 4.0 + 2.0
+
+
 def test_stages_json_tells_what_was_done(tmp_path: Path) -> None:
     run_once(tmp_path, Work())
     told = json.loads((tmp_path / STAGES).read_text())

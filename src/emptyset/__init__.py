@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 from emptyset._version import __version__
 
 if TYPE_CHECKING:
+    from emptyset.bit_allocation.mixed_precision import mixed_precision
+    from emptyset.comparison import compare
     from emptyset.errors import EmptysetError
     from emptyset.graph.student import Student
     from emptyset.images.image_set import ImageSet
     from emptyset.job import quantize, run
+    from emptyset.measurement import measure
     from emptyset.pipeline import (
         certify,
         export,
         images_from,
         load,
-        measure,
         prepare,
         refine,
         select,
@@ -41,10 +43,12 @@ _HOMES = {
     "Student": "emptyset.graph.student",
     "Teacher": "emptyset.teachers.teacher",
     "certify": "emptyset.pipeline",
+    "compare": "emptyset.comparison",
     "export": "emptyset.pipeline",
     "images_from": "emptyset.pipeline",
     "load": "emptyset.pipeline",
-    "measure": "emptyset.pipeline",
+    "measure": "emptyset.measurement",
+    "mixed_precision": "emptyset.bit_allocation.mixed_precision",
     "prepare": "emptyset.pipeline",
     "quantize": "emptyset.job",
     "refine": "emptyset.pipeline",
@@ -61,10 +65,12 @@ __all__ = [
     "Teacher",
     "__version__",
     "certify",
+    "compare",
     "export",
     "images_from",
     "load",
     "measure",
+    "mixed_precision",
     "prepare",
     "quantize",
     "refine",

@@ -12,10 +12,15 @@ from emptyset.disk import disk_errors
 from emptyset.monitor import Monitor, State
 
 KEEP_EVERY = 20.0
+SPENT = "seconds.txt"
 
 
 class KeepingMonitor:
-    """Passes progress on, and keeps states as safetensors files, aside and renamed."""
+    """Passes progress on, and keeps states as safetensors files, aside and renamed.
+
+    Kept beside the states is the time that they took, so that the time of a piece of work that was
+    killed and gone on with is known too.
+    """
 
     def __init__(
         self, shown: Monitor, folder: Path, log: Callable[[str], None], every: float = KEEP_EVERY
@@ -24,7 +29,8 @@ class KeepingMonitor:
         self._folder = folder
         self._log = log
         self._every = every
-        self._last = time.monotonic()
+        self._last = self._started = time.monotonic()
+        self._spent_before = self._read_spent()
 
     def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Pass on."""
@@ -47,6 +53,8 @@ class KeepingMonitor:
             try:
                 save_file(tensors, aside)
                 aside.replace(path)
+                aside.write_text(f"{self.seconds():.3f}\n", encoding="utf-8")
+                aside.replace(self._folder / SPENT)
             finally:
                 aside.unlink(missing_ok=True)
         self._last = time.monotonic()
@@ -57,6 +65,16 @@ class KeepingMonitor:
             return dict(load_file(self._path(key)))
         except (OSError, SafetensorError):
             return None
+
+    def seconds(self) -> float:
+        """How long the work took so far, without what a kill undid [seconds]."""
+        return self._spent_before + time.monotonic() - self._started
+
+    def _read_spent(self) -> float:
+        try:
+            return float((self._folder / SPENT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0.0
 
     def _path(self, key: str) -> Path:
         readable = "".join(c if c.isalnum() or c in "-_." else "_" for c in key)[:60]

@@ -25,7 +25,7 @@ class Monitor(Protocol):
         """Offer the state to resume from. Cheap to call in every step.
 
         ``state`` is called only when the monitor decides that it is time to write (or when
-        ``final``: this piece of work is complete and will not be offered again).
+        ``final``: a piece of work is complete, and what follows builds on it).
         """
 
     def restore(self, key: str) -> State | None:
@@ -50,3 +50,27 @@ class SilentMonitor:
 
 
 SILENT = SilentMonitor()
+
+
+class PrefixedMonitor:
+    """Gives the kept states of one part of a stage names of their own."""
+
+    def __init__(self, inner: Monitor, prefix: str) -> None:
+        self._inner = inner
+        self._prefix = prefix
+
+    def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """Pass on."""
+        self._inner.advance(what, done, total, detail)
+
+    def note(self, message: str) -> None:
+        """Pass on."""
+        self._inner.note(message)
+
+    def keep(self, key: str, state: Callable[[], State], *, final: bool = False) -> None:
+        """Pass on under the prefixed key."""
+        self._inner.keep(f"{self._prefix}.{key}", state, final=final)
+
+    def restore(self, key: str) -> State | None:
+        """Ask for the prefixed key."""
+        return self._inner.restore(f"{self._prefix}.{key}")

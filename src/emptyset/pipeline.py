@@ -3,13 +3,11 @@
 Plain functions, each usable alone. Nothing here knows recipes, run folders or screens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from emptyset.errors import ImagesError, RecipeError
 from emptyset.images.image_set import ImageSet
@@ -19,8 +17,6 @@ from emptyset.settings import checked_config
 from emptyset.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
-    from emptyset.evaluate.accuracy import Accuracy
-    from emptyset.evaluate.agreement import Agreement
     from emptyset.exporters.certificate import Certificate
     from emptyset.exporters.onnx import Artefact
     from emptyset.exporters.simulation import Simulation
@@ -155,6 +151,51 @@ def synthesize(
     return images
 
 
+def synthesize_to(
+    folder: Path | str,
+    teacher: Teacher,
+    method: str = "zeroq",
+    count: int = 1024,
+    *,
+    seed: int = 0,
+    monitor: Monitor = SILENT,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Make the same images as ``synthesize`` and store them while they are made.
+
+    Memory does not grow with their number, as far as the method makes them in batches, which all
+    inversion methods do. ``images_from(folder, teacher)`` reads them the same way.
+
+    Args:
+        folder: Where ``images.safetensors`` and ``card.json`` go.
+        teacher: The trained network.
+        method: A synthesizer, see ``emptyset methods``.
+        count: Number of images.
+        seed: Seed of everything random.
+        monitor: Hears of progress.
+        **settings: Settings of the method.
+
+    Returns:
+        What the card holds: ``count``, ``shape``, ``units``, ``digest``, ``history``.
+
+    Raises:
+        UnknownNameError: As ``synthesize``; so are the others.
+        RecipeError: See there.
+        UnsupportedModelError: See there.
+    """
+    from emptyset.images.image_writer import ImageSetWriter
+    from emptyset.inversion.synthesizer import InversionSynthesizer
+
+    entry = synthesizers.get(method)
+    maker = entry.make(checked_config(entry.config, settings, where=(method,)))
+    if not isinstance(maker, InversionSynthesizer):
+        whole: ImageSet = maker.synthesize(teacher, count, seed=seed, monitor=monitor)
+        return whole.save(Path(folder))
+    with ImageSetWriter(Path(folder), count) as writer:
+        made = maker.synthesize_into(writer.add, teacher, count, seed=seed, monitor=monitor)
+        return writer.finish((made,))
+
+
 def select(images: ImageSet, teacher: Teacher, method: str = "energy", **settings: Any) -> ImageSet:
     """Keep the better part of a set of images, in the old order.
 
@@ -287,102 +328,3 @@ def certify(
         image_source=image_source,
         monitor=monitor,
     )
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was lost, on images that the quantizer did not see.
-
-    Attributes:
-        agreement: How often both name the same class; KL divergence to the teacher.
-        teacher: Accuracy of the teacher, where there are labels.
-        quantized: Accuracy of the quantized network, where there are labels.
-    """
-
-    agreement: "Agreement"
-    teacher: "Accuracy | None" = None
-    quantized: "Accuracy | None" = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; shares between 0 and 1."""
-        return asdict(self)
-
-
-Predict = Callable[[Tensor], Tensor]
-
-
-def measure(
-    quantized: "Student | Path | str | Predict",
-    teacher: "Teacher | Predict",
-    images: "ImageSet | LazyImages",
-    *,
-    seed: int = 0,
-    batch_size: int = 256,
-    monitor: Monitor = SILENT,
-) -> Measurement:
-    """Compare a student or an exported file with its teacher.
-
-    Args:
-        quantized: A student (simulated), the path of a file (run by ONNX Runtime), or any
-            function from images to logits.
-        teacher: The trained network, or any function from images to logits.
-        images: Preferably none that the quantizer was fitted to. With labels, top-1 and top-5
-            are measured too.
-        seed: Seed of the bootstrap.
-        batch_size: Images at a time.
-        monitor: Hears of progress.
-    """
-    from emptyset.evaluate.accuracy import accuracy
-    from emptyset.evaluate.agreement import agreement
-
-    student, reference = predictor(quantized), predictor(teacher)
-    with torch.no_grad():
-        agreed = agreement(
-            student, reference, images, seed=seed, batch_size=batch_size, monitor=monitor
-        )
-        if not has_labels(images):
-            return Measurement(agreed)
-        return Measurement(
-            agreed,
-            accuracy(reference, images, batch_size=batch_size, monitor=monitor),
-            accuracy(student, images, batch_size=batch_size, monitor=monitor),
-        )
-
-
-def predictor(network: "Student | Teacher | Path | str | Predict") -> Predict:
-    """A function from ``(N, C, H, W)`` CPU images to ``(N, K)`` CPU logits."""
-    if isinstance(network, Path | str):
-        from emptyset.evaluate.runtime import OnnxClassifier
-
-        return OnnxClassifier(Path(network))
-    if isinstance(network, Teacher):
-        return _on_its_device(network.module, network.example(1).device)
-    teacher = getattr(network, "teacher", None)
-    if isinstance(teacher, Teacher):
-        return _on_its_device(network, teacher.example(1).device)
-    return network
-
-
-def _on_its_device(forward: Any, device: torch.device) -> Predict:
-    def predict(images: Tensor) -> Tensor:
-        logits: Tensor = forward(images.to(device))
-        return logits.cpu()
-
-    return predict
-
-
-def has_labels(images: "ImageSet | LazyImages") -> bool:
-    """Whether every image has a class index (soft targets are none)."""
-    labels = images.targets if isinstance(images, ImageSet) else images.labels
-    return labels is not None and labels.dim() == 1
-
-
-def batch_size_for(shape: tuple[int, int, int], largest: int = 256) -> int:
-    """Images to show at once, so that memory stays about the same for any image size.
-
-    Args:
-        shape: ``(C, H, W)`` of one image [pixels].
-        largest: Upper limit, reached at 64 × 64 RGB and below.
-    """
-    channels, height, width = shape
-    return max(1, min(largest, largest * 3 * 64 * 64 // (channels * height * width)))

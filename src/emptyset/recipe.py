@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from emptyset.bit_allocation.budget import Budget
+from emptyset.bit_allocation.layers import COUNT, WEIGHTS, checked_widths
 from emptyset.errors import RecipeError, UnknownNameError
 from emptyset.quantizers.bits import Bits
 from emptyset.recipe_text import apply_setting, read_marked
@@ -33,6 +35,20 @@ def parse_shape(value: Any) -> Any:
 
 def _readable_bits(value: str) -> str:
     return str(Bits.parse(value))
+
+
+def _readable_budget(value: str) -> str:
+    return str(Budget.parse(value))
+
+
+def _widths(value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    return None if value is None else checked_widths("bits", value)
+
+
+def _as_text(value: Any) -> Any:
+    # `budget: 0.6` is a number in YAML.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if number else value
 
 
 def _positive(value: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -92,6 +108,17 @@ class PlanSection(BaseModel):
         return dict(self.model_extra or {})
 
 
+class MixedPrecisionSection(BaseModel):
+    """Which bits a layer may have, and the budget that all of them together must meet."""
+
+    model_config = STRICT
+
+    budget: Annotated[str, BeforeValidator(_as_text), AfterValidator(_readable_budget)]
+    weights: Annotated[tuple[int, ...], AfterValidator(_widths)] = WEIGHTS
+    activations: Annotated[tuple[int, ...] | None, AfterValidator(_widths)] = None
+    count: Annotated[int, Field(ge=1)] = COUNT
+
+
 class ExportSection(BaseModel):
     """The file to write, and how much of it is proved."""
 
@@ -111,6 +138,7 @@ class EvaluateSection(BaseModel):
     min_agreement: Annotated[float | None, Field(ge=0, le=1)] = None
     latency_rounds: Annotated[int, Field(ge=0)] = 20
     layer_images: Annotated[int, Field(ge=1)] = 64
+    quality_images: Annotated[int, Field(ge=0)] = 256
 
 
 class Recipe(BaseModel):
@@ -126,6 +154,7 @@ class Recipe(BaseModel):
         count: At most this many of ``images`` are used for calibration.
         select: Selectors, in order.
         plan: Where the quantizers sit.
+        mixed_precision: How the bits of each layer are chosen; None: the plan's.
         refine: Refiners, in order.
         export: The file.
         evaluate: What the result is judged on.
@@ -142,6 +171,7 @@ class Recipe(BaseModel):
     count: Annotated[int, Field(ge=2)] | None = None
     select: tuple[MethodSection, ...] = ()
     plan: PlanSection = PlanSection()
+    mixed_precision: MixedPrecisionSection | None = None
     refine: tuple[MethodSection, ...] = (MethodSection(method="calibrate"),)
     export: ExportSection = ExportSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -221,6 +251,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "teacher": TeacherSection,
     "synthesize": SynthesizeSection,
     "plan": PlanSection,
+    "mixed_precision": MixedPrecisionSection,
     "export": ExportSection,
     "evaluate": EvaluateSection,
 }
@@ -233,6 +264,9 @@ def _settings_at(path: KeyPath) -> list[str]:
 
 def _with_checked_methods(recipe: Recipe, places: Places) -> Recipe:
     """Check names and settings of all methods; fill in the default way to get images."""
+    if recipe.images == "none" and recipe.mixed_precision is not None:
+        text = "measures layers on images. Name a method such as `zeroq`, or a folder of images."
+        raise RecipeError(complaint(("mixed_precision",), places, text))
     if recipe.images == "none":
         raise RecipeError(
             complaint(

@@ -22,6 +22,8 @@ from emptyset.recipe import Recipe, hash_of
 
 RECIPE = "recipe.yaml"
 IMAGES = "images"
+CONTACT_SHEET = f"{IMAGES}/contact_sheet.safetensors"
+MIXED_PRECISION = "mixed_precision.json"
 STUDENT = "student.safetensors"
 MODEL = "model.onnx"
 REJECTED = "model.rejected.onnx"
@@ -44,7 +46,7 @@ class StageRecord:
         inputs: Hash of everything that went in.
         files: SHA-256 per file, by its path within the folder.
         result: JSON data that later stages and the report read.
-        seconds: How long it took.
+        seconds: How long it took, over all processes that worked on it.
     """
 
     inputs: str
@@ -208,13 +210,11 @@ class RunFolder:
             partial.mkdir(parents=True, exist_ok=True)
             aside.mkdir(parents=True)
         self.log(f"{stage}: started")
-        started = time.monotonic()
+        keeping = KeepingMonitor(monitor, partial, self.log, keep_every)
         try:
             with disk_errors(self.path):
-                result = work(
-                    Workplace(aside, KeepingMonitor(monitor, partial, self.log, keep_every))
-                )
-                record = self._finish(stage, inputs, aside, result, time.monotonic() - started)
+                result = work(Workplace(aside, keeping))
+                record = self._finish(stage, inputs, aside, result, keeping.seconds())
         except BaseException as error:
             # Nothing half-written stays; what was kept to resume from does.
             shutil.rmtree(aside, ignore_errors=True)
@@ -351,28 +351,28 @@ def _refuse_strangers(path: Path, recipe: Recipe, *, overwrite: bool) -> None:
             f"{path}: its {RECIPE} cannot be read ({error}). Give another folder with --out, or "
             "--overwrite to run the new recipe here."
         ) from error
-    differences = _differences(there, recipe.to_data())
-    if differences:
+    different = differences(there, recipe.to_data())
+    if different:
         raise RunFolderError(
             f"{path}: belongs to another run. It differs in:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(different)
             + "\nGive another folder with --out, or --overwrite to replace what differs."
         )
 
 
-def _differences(there: Any, wanted: Any, path: str = "") -> list[str]:
+def differences(there: Any, wanted: Any, path: str = "") -> list[str]:
     """``plan.bits: w8a8 there, w4a4 wanted``, one per value that differs."""
     if isinstance(there, dict) and isinstance(wanted, dict):
         lines = []
         for key in dict.fromkeys([*there, *wanted]):
             below = f"{path}.{key}" if path else str(key)
-            lines += _differences(there.get(key), wanted.get(key), below)
+            lines += differences(there.get(key), wanted.get(key), below)
         return lines
     if isinstance(there, list) and isinstance(wanted, list) and len(there) == len(wanted):
         return [
             line
             for index, (old, new) in enumerate(zip(there, wanted, strict=True))
-            for line in _differences(old, new, f"{path}.{index}")
+            for line in differences(old, new, f"{path}.{index}")
         ]
     if there == wanted:
         return []

@@ -19,7 +19,7 @@ def test_help_names_every_command(command: Any) -> None:
     shown = command("--help").stdout
     for name in [
         "quantize", "run", "synthesize", "select", "evaluate", "export", "check", "report",
-        "methods", "teachers",
+        "methods", "teachers", "compare",
     ]:  # fmt: skip
         assert name in shown
         assert command(name, "--help").exit_code == 0

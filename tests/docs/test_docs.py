@@ -51,6 +51,18 @@ def shortened(arguments: list[str], cwd: Path) -> list[str]:
             rest = [word for word in rest if "evaluate." not in word and word != "--set"]
     if name == "synthesize":
         rest += ["--count", "8", "--set", "steps=2"]
+    if name == "compare" and not rest[0].endswith(".yaml"):
+        rest += ["--count", "8", "--device", "cpu"]
+        rest = [
+            "0.3" if before == "--seconds" else word
+            for before, word in zip(["", *rest], rest, strict=False)
+        ]
+        if "--seconds" not in rest:
+            rest += ["--image-iterations", "200"]
+        if "--labelled" not in rest:
+            rest += ["--labelled", "labelled.npz"]
+        if any("distill" in word for word in rest):
+            rest += ["--set", "refine.distill.steps=2"]
     if any(word.startswith("timm:") for word in rest):
         rest += ["--weights", str(cwd / "hub.safetensors")]
     return [name, *rest]
@@ -107,8 +119,15 @@ def test_every_command_of_first_run_runs(surroundings: Path) -> None:
     assert run_all(ROOT / "docs" / "first_run.md", surroundings) >= 10
 
 
+def test_every_command_of_the_page_on_comparing_runs(surroundings: Path) -> None:
+    assert run_all(ROOT / "docs" / "compare.md", surroundings) == 6
+    (program,) = blocks(ROOT / "docs" / "compare.md", "python")
+    exec(program.replace("count=64", "count=4"), {})
+    assert (surroundings / "runs" / "python" / "compare.html").is_file()
+
+
 def test_every_command_of_the_readme_without_a_hub_runs(surroundings: Path) -> None:
-    assert run_all(ROOT / "README.md", surroundings, hub=False) == 1
+    assert run_all(ROOT / "README.md", surroundings, hub=False) == 2
 
 
 @pytest.mark.slow
@@ -122,7 +141,12 @@ def test_every_command_of_the_readme_on_a_network_of_a_hub_runs(surroundings: Pa
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name not in ("README.md", "first_run.md")]
+    "page",
+    [
+        page
+        for page in PAGES
+        if page.name not in ("README.md", "first_run.md", "mixed_precision.md", "compare.md")
+    ],
 )
 def test_the_other_pages_hold_no_commands_that_nothing_runs(page: Path) -> None:
     assert commands(page) == []

@@ -12,9 +12,16 @@ def test_the_shares_of_the_batches_add_up_to_the_count(count: int, largest: int)
     plan = plan_batches(count, largest, seed=0)
     shares = [plan.kept_of(batch) for batch in range(plan.batches)]
     assert sum(shares) == count
-    assert max(shares) == plan.size <= largest
+    assert max(shares) <= plan.size <= largest
     # At most one image of a batch is made in vain.
     assert min(shares) >= plan.size - 1
+
+
+def test_a_single_image_gets_company_where_that_is_allowed() -> None:
+    # The statistics of a batch say nothing of one image.
+    assert plan_batches(1, 4, seed=0).size == 2
+    assert plan_batches(1, 4, seed=0).kept_of(0) == 1
+    assert plan_batches(3, 1, seed=0).size == 1
 
 
 def test_every_batch_has_its_own_seed_from_the_runs() -> None:

@@ -205,7 +205,7 @@ def test_a_teacher_without_batch_norm_is_refused_with_the_way_out() -> None:
         "test:bare", nn.Sequential(nn.Flatten(), nn.Linear(60, 3)),
         InputSpec((2, 5, 6), (0.5,) * 2, (0.25,) * 2),
     )  # fmt: skip
-    with pytest.raises(UnsupportedModelError, match=r"test:bare.*no BatchNorm2d.*--images DIR"):
+    with pytest.raises(UnsupportedModelError, match=r"test:bare.*no BatchNorm layer.*--images DIR"):
         invert(method(), bare, 4, seed=0, settings={})
 
 

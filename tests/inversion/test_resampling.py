@@ -1,5 +1,8 @@
 """Crops, pastes, rolls against slices and torch's own resizing, one image at a time."""
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -96,3 +99,51 @@ def test_a_roll_is_torchs(flip: float) -> None:
         expected = given.roll(shift, (2, 3))
         expected = expected.flip(3) if flip else expected
         assert torch.equal(rolled(given, drawn["roll_rows"], drawn["roll_columns"]), expected)
+
+
+def positions(count: int, number: int, size: int, seed: int) -> torch.Tensor:
+    """In no order, some of them twice, both borders among them."""
+    drawn = torch.rand(count, number, generator=torch.Generator().manual_seed(seed)) * (size - 1)
+    drawn[0, 0], drawn[1, 1], drawn[2, :2] = 0.0, size - 1.0, 2.0
+    return drawn.double()
+
+
+@pytest.mark.parametrize("way", [resampling._sampled_by_pairs, resampling._sampled_by_products])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_values_and_gradient_are_those_of_weighted_sums(way: Any, layout: Any) -> None:
+    given = torch.randn(4, 3, 7, 9, generator=torch.Generator().manual_seed(1)).double()
+    given = given.contiguous(memory_format=layout).requires_grad_()
+    rows, columns = positions(4, 5, 7, seed=2), positions(4, 11, 9, seed=3)
+    found = way(given, rows, columns)
+    slope = torch.randn(found.shape, generator=torch.Generator().manual_seed(4)).double()
+    (gradient,) = torch.autograd.grad(found, given, slope)
+
+    expected, expected_gradient = torch.zeros(4, 3, 5, 11), torch.zeros(4, 3, 7, 9)
+    expected, expected_gradient = expected.double(), expected_gradient.double()
+    for image, i, j in itertools.product(range(4), range(5), range(11)):
+        y, x = rows[image, i].item(), columns[image, j].item()
+        for h, w in itertools.product(range(7), range(9)):
+            weight = max(0.0, 1 - abs(y - h)) * max(0.0, 1 - abs(x - w))
+            expected[image, :, i, j] += weight * given[image, :, h, w].detach()
+            expected_gradient[image, :, h, w] += weight * slope[image, :, i, j]
+    torch.testing.assert_close(found.detach(), expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_images_of_one_row_and_one_column_can_be_sampled() -> None:
+    given = torch.tensor([[[[2.0]]], [[[-3.0]]]])
+    found = sampled(given, torch.zeros(2, 4), torch.zeros(2, 3))
+    assert torch.equal(found, given.expand(2, 1, 4, 3))
+
+
+def test_sampling_compiles_in_one_piece() -> None:
+    given = images(5).requires_grad_()
+    rows, columns = positions(5, 6, 9, seed=5).float(), positions(5, 4, 13, seed=6).float()
+    whole = torch.compile(sampled, fullgraph=True, backend="aot_eager")
+    found = whole(given, rows, columns)
+    expected = sampled(given, rows, columns)
+    torch.testing.assert_close(found, expected)
+    slope = torch.arange(expected.numel()).view(expected.shape) / expected.numel()
+    torch.testing.assert_close(
+        torch.autograd.grad(found, given, slope), torch.autograd.grad(expected, given, slope)
+    )

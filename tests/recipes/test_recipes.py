@@ -1,14 +1,47 @@
 """Every shipped recipe loads, is named after what it holds, and finishes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import emptyset
+from emptyset.inversion.config import InversionConfig
 from emptyset.recipe import Recipe, find_recipe
 from emptyset.registry import refiners, synthesizers
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+def subject(path: Path) -> str:
+    """The name without plan and bits: recipes that make and train in the same way share it."""
+    return path.stem.rsplit("_", 2)[0]
+
+
+def to_run() -> list[Any]:
+    """Every recipe; of those that differ in nothing but the plan, one is quick and others slow.
+
+    Which one goes round, so that the quick ones have every plan among them.
+    """
+    found = []
+    for number, name in enumerate(sorted({subject(path) for path in RECIPES})):
+        same = [path for path in RECIPES if subject(path) == name]
+        for position, path in enumerate(same):
+            marks = [] if position == number % len(same) else [pytest.mark.slow]
+            found.append(pytest.param(path, marks=marks, id=path.stem))
+    return found
+
+
+def test_every_inversion_method_has_a_recipe_for_every_convolutional_plan() -> None:
+    there = {
+        (recipe.synthesize.method, recipe.plan.name)
+        for recipe in map(Recipe.load, RECIPES)
+        if recipe.synthesize is not None
+    }
+    for entry in synthesizers.entries():
+        if issubclass(entry.config, InversionConfig):
+            for plan in ("every_layer", "edges_8bit", "integer"):
+                assert (entry.name, plan) in there
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -30,7 +63,7 @@ def test_a_recipe_opens_with_what_it_is_and_how_to_run_it(path: Path) -> None:
     assert "# Needs: " in text
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", to_run())
 def test_a_recipe_finishes_with_the_smallest_settings(path: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(path)
     changes = ["evaluate.layer_images=2", "evaluate.latency_rounds=1", "device=cpu"]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from emptyset.images.image_set import ImageSet
+from emptyset.report.contact_sheet import contact_sheet
 from emptyset.report.facts import headline, percent, result_rows, size
 from emptyset.report.guard import judge
 from emptyset.report.layer_table import LayerRow, divergence
@@ -67,7 +68,7 @@ def metrics() -> dict[str, Any]:
 def written(folder: Path, metrics: dict[str, Any]) -> str:
     images = ImageSet(torch.zeros(3, 3, 6, 5))
     spec = InputSpec((3, 6, 5), (0.5,) * 3, (0.25,) * 3)
-    write_page(folder / "report.html", metrics, images, spec)
+    write_page(folder / "report.html", metrics, contact_sheet(images, spec))
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -89,6 +90,21 @@ def test_the_page_tells_everything(tmp_path: Path, metrics: dict[str, Any]) -> N
         "stored", "computed",
     ]:  # fmt: skip
         assert text in page, text
+
+
+def test_the_page_tells_how_good_the_images_are(tmp_path: Path, metrics: dict[str, Any]) -> None:
+    assert "BatchNorm distance" not in written(tmp_path, metrics)
+    measured = {
+        "count": 4, "clip": None, "distance": None,
+        "diversity": {"similarity": 0.1234, "class_agreement": 0.75},
+    }  # fmt: skip
+    metrics["image_quality"] = {"images": measured, "real": None}
+    page = written(tmp_path, metrics)
+    assert re.search(r'<th class="n">zeroq</th><th></th>', page)
+    assert "0.123" in page
+    assert "75.00 %" in page
+    metrics["image_quality"]["real"] = measured
+    assert '<th class="n">zeroq</th><th class="n">real</th>' in written(tmp_path, metrics)
 
 
 def test_names_are_escaped(tmp_path: Path, metrics: dict[str, Any]) -> None:

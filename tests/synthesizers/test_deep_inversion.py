@@ -11,7 +11,9 @@ from emptyset.inversion.compilation import Execution
 from emptyset.inversion.engine import invert
 from emptyset.inversion.method import Seen
 from emptyset.inversion.standard_units import standard_units
+from emptyset.losses.competition import competition_loss
 from emptyset.losses.layer_statistics import layer_statistics
+from emptyset.synthesizers import deep_inversion
 from emptyset.synthesizers.deep_inversion import (
     DeepInversion,
     DeepInversionConfig,
@@ -63,8 +65,8 @@ def test_the_teacher_sees_half_the_size_first_and_the_best_is_one_of_full_size(
     added = iter([0.0] * 4 + [900.0, 300.0, 600.0])
 
     class Watched(DeepInversion):
-        def objective_for(self, units):  # type: ignore[no-untyped-def]
-            inner = super().objective_for(units)
+        def objective_for(self, *parts):  # type: ignore[no-untyped-def]
+            inner = super().objective_for(*parts)
 
             def objective(seen: Seen) -> Tensor:
                 shown.append(seen.images.detach().clone())
@@ -102,8 +104,8 @@ def test_the_loss_falls(small_teacher: Teacher) -> None:
     losses: list[float] = []
 
     class Watched(DeepInversion):
-        def objective_for(self, units):  # type: ignore[no-untyped-def]
-            inner = super().objective_for(units)
+        def objective_for(self, *parts):  # type: ignore[no-untyped-def]
+            inner = super().objective_for(*parts)
 
             def objective(seen: Seen) -> Tensor:
                 loss = inner(seen)
@@ -139,8 +141,55 @@ def test_a_student_is_competed_with(make_teacher: Callable[..., Teacher]) -> Non
 
 def test_without_a_student_the_adaptive_form_says_how_to_give_one(small_teacher: Teacher) -> None:
     made = DeepInversion(DeepInversionConfig(adaptive_weight=0.2))
-    with pytest.raises(RecipeError, match="student=network"):
+    with pytest.raises(RecipeError, match=r"student=\.\.\."):
         made.synthesize(small_teacher, 4, seed=0)
+
+
+def test_a_student_named_in_the_settings_sees_the_same_pixels(
+    make_teacher: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, named = make_teacher(seed=0), make_teacher(seed=1, mean=0.3, std=0.2)
+    monkeypatch.setattr(deep_inversion, "named_network", lambda name: {"test:1": named}[name])
+    config = DeepInversionConfig(
+        steps=3, adaptive_weight=5.0, student="test:1", statistics_weight=0.0, norm_weight=0.0,
+        smoothness_weight=0.0, class_weight=0.0, **PLAIN,
+    )  # fmt: skip
+    method = DeepInversion(config).method(teacher)
+    images = torch.randn(4, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    logits = teacher.module(images)
+    found = method.objective(Seen(images, logits, None, (), None, {}))
+    theirs = named.module((images * 0.25 + 0.5 - 0.3) / 0.2)
+    expected = 5.0 * competition_loss(logits, theirs, temperature=3.0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_student_of_another_task_is_refused(make_teacher: Callable[..., Teacher]) -> None:
+    config = DeepInversionConfig(adaptive_weight=0.2, student="embedded:digits-resnet")
+    with pytest.raises(UnsupportedModelError, match="one size and the same classes"):
+        DeepInversion(config).synthesize(make_teacher(), 4, seed=0)
+
+
+def test_two_students_are_one_too_many(make_teacher: Callable[..., Teacher]) -> None:
+    config = DeepInversionConfig(adaptive_weight=0.2, student="embedded:digits-resnet")
+    with pytest.raises(RecipeError, match="one student"):
+        DeepInversion(config, student=make_teacher(seed=1).module).method(make_teacher())
+
+
+def test_a_student_that_would_not_be_asked_is_refused() -> None:
+    with pytest.raises(ValueError, match="'adaptive_weight' is 0"):
+        DeepInversionConfig(student="embedded:digits-resnet")
+
+
+def test_without_classes_there_are_no_labels_and_without_statistics_no_batch_norm(
+    small_teacher: Teacher,
+) -> None:
+    nameless = DeepInversionConfig(steps=2, class_weight=0.0, **PLAIN)  # type: ignore[arg-type]
+    assert DeepInversion(nameless).synthesize(small_teacher, 4, seed=0).targets is None
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+    module.requires_grad_(False).eval()
+    bare = Teacher("test:bare", module, InputSpec((3, 5, 6), (0.5,) * 3, (0.25,) * 3))
+    config = DeepInversionConfig(steps=2, statistics_weight=0.0, **PLAIN)  # type: ignore[arg-type]
+    assert DeepInversion(config).synthesize(bare, 4, seed=0).targets is not None
 
 
 def test_a_network_of_one_size_is_refused_with_the_setting_to_change() -> None:

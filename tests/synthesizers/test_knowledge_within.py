@@ -53,7 +53,7 @@ def test_statistics_alone_need_no_classes_and_inception_alone_no_batch_norm(
     bare = Teacher("test:bare", module, InputSpec((3, 5, 6), (0.5,) * 3, (0.25,) * 3))
     inception = KnowledgeWithinConfig(steps=2, statistics_weight=0.0)
     assert KnowledgeWithin(inception).synthesize(bare, 4, seed=0).targets is not None
-    with pytest.raises(UnsupportedModelError, match="no BatchNorm2d"):
+    with pytest.raises(UnsupportedModelError, match="no BatchNorm layer"):
         KnowledgeWithin(KnowledgeWithinConfig(steps=2)).synthesize(bare, 4, seed=0)
 
 

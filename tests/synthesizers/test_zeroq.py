@@ -6,6 +6,8 @@ from torch import nn
 
 from emptyset.errors import UnsupportedModelError
 from emptyset.images.image_set import ImageSet
+from emptyset.inversion.method import Seen
+from emptyset.losses.layer_statistics import layer_statistics
 from emptyset.registry import synthesizers
 from emptyset.synthesizers.zeroq import ZeroQ, ZeroQConfig
 from emptyset.teachers.teacher import InputSpec, Teacher
@@ -83,6 +85,28 @@ def test_the_legacy_start_is_as_narrow_as_the_released_code_has_it() -> None:
     config = ZeroQConfig(steps=1, learning_rate=1e-9, initial="legacy")
     images = ZeroQ(config).synthesize(teacher(), 9, seed=0).images
     assert images.std().item() == pytest.approx(73.6 / 5418.75, rel=0.05)
+    # Pixels from 0 to 254, each as likely as any other, less 127.5.
+    assert images.abs().max().item() == pytest.approx(127.5 / 5418.75, rel=0.02)
+
+
+@pytest.mark.parametrize("statistics", ["sample", "batch", "joint"])
+def test_the_term_on_the_images_is_beside_mean_0_and_spread_1(statistics: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = 2 + 3 * torch.randn(4, 3, 5, 6, generator=generator, dtype=torch.double)
+    features = torch.randn(4, 2, 3, 3, generator=generator, dtype=torch.double)
+    layers = (layer_statistics(features, torch.zeros(2).double(), torch.ones(2).double()),)
+    seen = Seen(images, torch.zeros(4, 5), None, layers, None, {})
+
+    def loss(weight: float) -> float:
+        return float(ZeroQ(ZeroQConfig(statistics=statistics, input_weight=weight)).objective(seen))
+
+    if statistics == "sample":
+        spread, mean = torch.std_mean(images, (2, 3))
+        expected = (mean.square() + (spread - 1).square()).sum() / 4
+    else:
+        spread, mean = torch.std_mean(images, (0, 2, 3), correction=0)
+        expected = (mean.square() + (spread - 1).square()).sum()
+    assert loss(0.7) - loss(0.0) == pytest.approx(0.7 * float(expected), rel=1e-4)
 
 
 def test_with_a_class_weight_images_are_of_the_classes_they_were_made_for() -> None:

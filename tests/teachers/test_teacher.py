@@ -51,3 +51,23 @@ def test_a_teacher_lists_its_batch_norms_and_its_last_linear_layer() -> None:
     assert teacher.classifier_weight() is module[6].weight
     assert teacher.example(3).shape == (3, 2, 3, 4)
     assert Teacher("bare", nn.Flatten(), SPEC).classifier_weight() is None
+
+
+def test_batch_norm_of_any_kind_counts_and_instance_norm_does_not() -> None:
+    class Frozen(nn.Module):
+        """As torchvision's and timm's: no BatchNorm of torch."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(3))
+            self.register_buffer("running_var", torch.ones(3))
+
+    module = nn.Sequential(
+        nn.BatchNorm1d(2),
+        nn.SyncBatchNorm(4),
+        Frozen(),
+        nn.InstanceNorm2d(3, track_running_stats=True),
+        nn.BatchNorm3d(5),
+    )
+    names = [norm.name for norm in Teacher("made here", module, SPEC).stored_batch_norms()]
+    assert names == ["0", "1", "2", "4"]

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from emptyset._version import __version__
 from emptyset.cli import (
     check,
+    compare,
     evaluate,
     export,
     methods,
@@ -96,6 +97,7 @@ app.command("quantize")(quantize.quantize)
 app.command("run")(run.run)
 app.command("synthesize")(synthesize.synthesize)
 app.command("select")(select.select)
+app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("check")(check.check)

@@ -1,35 +1,131 @@
-"""`emptyset evaluate RUN`: what the file lost, on images of your choice."""
+"""`emptyset evaluate`: what the file of a run lost, or what images are worth."""
 
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from emptyset.cli.options import ImagesOption, JsonOption, QuietOption, RunPath
+import typer
+
+from emptyset.cli.options import (
+    ClipOption,
+    DeviceOption,
+    ImagesOption,
+    InputOption,
+    JsonOption,
+    MeanOption,
+    ModelArgsOption,
+    ModelOption,
+    PickleOption,
+    QuietOption,
+    StdOption,
+    WeightsOption,
+    teacher_section,
+)
+from emptyset.errors import RecipeError, RunFolderError
 
 
 def evaluate(
-    run: RunPath,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|IMAGES",
+            help="A run folder; or, with --teacher, images: stored ones, a folder, an npz file.",
+            show_default=False,
+        ),
+    ],
     images: ImagesOption = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", metavar="TEACHER", help="Judge images as this network does."),
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option("--real", metavar="DIR|FILE", help="Real images to compare with."),
+    ] = None,
+    clip: ClipOption = None,
+    variance: Annotated[
+        bool,
+        typer.Option("--variance", help="BatchNorm distance of variances, not of deviations."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=2, help="At most this many images of each."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Write a page with a contact sheet too."),
+    ] = None,
+    device: DeviceOption = None,
+    model: ModelOption = None,
+    model_args: ModelArgsOption = None,
+    input_size: InputOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    weights: WeightsOption = None,
+    allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare a run's file with its teacher: agreement, and top-1 and top-5 with labels."""
-    from emptyset import pipeline
+    """What a run's file lost, on images of your choice; or, with --teacher, how good images are.
+
+    Of a run: agreement with its teacher, and top-1 and top-5 with labels. Of images: distance from
+    the BatchNorm statistics that the teacher stored, similarity between images, class agreement.
+    """
+    if teacher is None:
+        only = {
+            "--real": real, "--clip": clip, "--variance": variance or None, "--limit": limit,
+            "--report": report,
+        }  # fmt: skip
+        _refuse("judges images, so it needs --teacher", only)
+        _evaluate_run(run, images, as_json=as_json, quiet=quiet)
+        return
+    _refuse("belongs to a run; the images are the first argument here", {"--images": images})
+    section = teacher_section(teacher, model, model_args, input_size, mean, std, weights, None)
+    _evaluate_images(
+        run,
+        section,
+        real=real,
+        clip=clip,
+        variance=variance,
+        limit=limit,
+        report=report,
+        device=device,
+        allow_pickle=allow_pickle,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+def _refuse(why: str, options: dict[str, Any]) -> None:
+    wrong = [option for option, value in options.items() if value is not None]
+    if wrong:
+        raise RecipeError(f"{wrong[0]}: {why}.")
+
+
+def _evaluate_run(run: Path, images: Path | None, *, as_json: bool, quiet: bool) -> None:
+    from emptyset import measurement
     from emptyset.cli.output import show_json
     from emptyset.cli.progress import shown_progress
+    from emptyset.images.image_set import CARD_NAME
     from emptyset.job.restored import restore
     from emptyset.run_folder import MODEL
 
+    if (run / CARD_NAME).is_file():
+        raise RunFolderError(
+            f"{run}: holds images, not a run. To judge images, name the network that judges them: "
+            "--teacher TEACHER."
+        )
     restored = restore(run)
     shown, described = restored.judged_images(images)
     student = restored.student
     # The student keeps the teacher's own weights: no hub and no weights file is needed here.
     with shown_progress(quiet=quiet) as monitor, student.float_mode():
-        found = pipeline.measure(
+        found = measurement.measure(
             restored.file(MODEL),
             student,
             shown,
             seed=restored.recipe.seed,
-            batch_size=pipeline.batch_size_for(student.teacher.input.shape),
+            batch_size=measurement.batch_size_for(student.teacher.input.shape),
             monitor=monitor,
         )
     result = {"on": described, "count": len(shown)} | found.to_json()
@@ -56,3 +152,88 @@ def _show(found: Any, described: str) -> None:
         f"agreement  {percent(agreed['share'])} "
         f"({percent(agreed['low'])} to {percent(agreed['high'])}), KL {agreed['kl']:.4g} nats"
     )
+
+
+def _evaluate_images(
+    path: Path,
+    section: dict[str, Any],
+    *,
+    real: Path | None,
+    clip: str | None,
+    variance: bool,
+    limit: int | None,
+    report: Path | None,
+    device: str | None,
+    allow_pickle: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from emptyset import __version__, measurement, pipeline
+    from emptyset.cli.output import show_json
+    from emptyset.cli.progress import shown_progress
+    from emptyset.evaluate.image_quality import compared_quality
+    from emptyset.job.from_recipe import load_from
+    from emptyset.recipe import Recipe
+
+    recipe = Recipe.parse({"teacher": section, "device": device or "auto"})
+    teacher = load_from(recipe, allow_pickle=allow_pickle)
+    images = pipeline.images_from(path, teacher, limit=limit)
+    others = None if real is None else pipeline.images_from(real, teacher, limit=limit)
+    encoder = None
+    if clip is not None:
+        from emptyset.evaluate.clip_similarity import ClipEncoder
+
+        encoder = ClipEncoder.load(clip, device=teacher.example(1).device)
+    with shown_progress(quiet=quiet) as monitor:
+        found, beside = compared_quality(
+            images,
+            others,
+            teacher,
+            batch_size=measurement.batch_size_for(teacher.input.shape),
+            variance=variance,
+            clip=encoder,
+            monitor=monitor,
+        )
+    result = {
+        "emptyset": __version__,
+        "teacher": {"name": teacher.name, "weights_hash": teacher.weights_hash},
+        "path": str(path),
+        "real_path": None if real is None else str(real),
+        "images": found.to_json(),
+        "real": None if beside is None else beside.to_json(),
+    }
+    if report is not None:
+        from emptyset.disk import disk_errors
+        from emptyset.report.contact_sheet import contact_sheet
+        from emptyset.report.images_page import write_quality_page
+
+        sheet = contact_sheet(images, teacher.input, real=others, class_names=teacher.class_names)
+        with disk_errors(report.parent):
+            report.parent.mkdir(parents=True, exist_ok=True)
+            write_quality_page(report, result, sheet)
+    if as_json:
+        show_json(result)
+    else:
+        _show_quality(result, report)
+
+
+def _show_quality(result: dict[str, Any], report: Path | None) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from emptyset.cli.output import console
+    from emptyset.report.quality import quality_rows
+
+    sets = {name: result[name] for name in ("images", "real") if result[name]}
+    title = f"{result['path']} as {result['teacher']['name']} sees it"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("")
+    for name, found in sets.items():
+        table.add_column(f"{name} ({found['count']:,})", justify="right")
+    table.add_column("", overflow="fold")
+    for row in quality_rows(sets):
+        table.add_row(row.name, *row.values, row.remark)
+    shown = console()
+    shown.print(table)
+    if report is not None:
+        shown.print(f"report  {report}", soft_wrap=True, highlight=False)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emptyset.cli.output import show_json
 
@@ -31,14 +31,14 @@ def leaving_nothing_empty(partial: Path, folder: Path) -> Iterator[None]:
 
 def show_images(images: "ImageSet", folder: Path, *, as_json: bool) -> None:
     """Say what was written."""
+    told = {"count": len(images), "digest": images.digest(), "history": list(images.history)}
+    show_card(told, folder, as_json=as_json)
+
+
+def show_card(card: dict[str, Any], folder: Path, *, as_json: bool) -> None:
+    """Say what was written, from its card."""
     if as_json:
-        show_json(
-            {
-                "folder": str(folder),
-                "count": len(images),
-                "digest": images.digest(),
-                "history": list(images.history),
-            }
-        )
+        told = {name: card[name] for name in ("count", "digest", "history")}
+        show_json({"folder": str(folder), **told})
         return
-    print(f"{len(images)} images in {folder}")
+    print(f"{card['count']} images in {folder}")

@@ -59,7 +59,9 @@ def _settings(config: type[Any]) -> list[str]:
     fields = dataclasses.fields(config)
     if not fields:
         return ["No settings.\n"]
-    meanings = _attributes(inspect.getdoc(config) or "")
+    meanings: dict[str, str] = {}
+    for kind in reversed(config.__mro__):  # what is shared is told where it is shared
+        meanings |= _attributes(inspect.cleandoc(kind.__doc__ or ""))
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for field in fields:
         default = "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`"

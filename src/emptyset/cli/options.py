@@ -68,6 +68,10 @@ ImagesOption = Annotated[
     Path | None,
     typer.Option("--images", metavar="DIR|FILE", help="Real images: a folder or an npz file."),
 ]
+ClipOption = Annotated[
+    str | None,
+    typer.Option("--clip", metavar="NAME|DIR", help="Similarity in this CLIP model's eyes too."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]

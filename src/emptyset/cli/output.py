@@ -51,5 +51,7 @@ def show_result(metrics: dict[str, Any], folder: str, report: str) -> None:
 
 
 def _title(metrics: dict[str, Any]) -> str:
-    plan = metrics["plan"]
-    return f"{metrics['teacher']['name']}, {plan['bits']}, plan {plan['name']}"
+    from emptyset.report.facts import described_bits
+
+    plan = metrics["plan"]["name"]
+    return f"{metrics['teacher']['name']}, {described_bits(metrics)}, plan {plan}"

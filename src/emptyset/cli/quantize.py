@@ -38,6 +38,13 @@ def quantize(
     plan: Annotated[
         str | None, typer.Option("--plan", help="integer (default), edges_8bit, every_layer.")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            help="Mixed precision: 0.6 (of the 8-bit size), 150kB, 4.5bits, 0.4xBOPs, 30GBOPs.",
+        ),
+    ] = None,
     images: Annotated[
         str | None,
         typer.Option(
@@ -88,18 +95,25 @@ def quantize(
         seed=seed,
         device=device,
         memory=memory,
+        budget=budget,
         min_agreement=min_agreement,
         settings=settings or [],
     )
     work(
         whole,
-        out or Path("runs") / folder_name(teacher, whole.plan.bits),
+        out or Path("runs") / folder_name(teacher, bits_of(whole)),
         overwrite=overwrite,
         allow_pickle=allow_pickle,
         as_json=as_json,
         quiet=quiet,
         verbose=verbose,
     )
+
+
+def bits_of(recipe: Any) -> str:
+    """``w4a8``, or ``w4a8-0.6`` with the budget of mixed precision."""
+    mixed = recipe.mixed_precision
+    return f"{recipe.plan.bits}-{mixed.budget}" if mixed else str(recipe.plan.bits)
 
 
 def folder_name(teacher: str, bits: str) -> str:

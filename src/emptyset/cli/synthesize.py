@@ -49,7 +49,7 @@ def synthesize(
 ) -> None:
     """Make images from a trained network. Killed, the same command goes on."""
     from emptyset import pipeline
-    from emptyset.cli.image_folder import already_there, leaving_nothing_empty, show_images
+    from emptyset.cli.image_folder import already_there, leaving_nothing_empty, show_card
     from emptyset.cli.output import say
     from emptyset.cli.progress import shown_progress
     from emptyset.disk import disk_errors
@@ -77,7 +77,8 @@ def synthesize(
         keeping = KeepingMonitor(monitor, partial, lambda _: None)
         chosen = recipe.synthesize
         assert chosen is not None
-        images = pipeline.synthesize(
+        card = pipeline.synthesize_to(
+            out,
             loaded,
             chosen.method,
             chosen.count,
@@ -85,6 +86,5 @@ def synthesize(
             monitor=keeping,
             **chosen.settings(),
         )
-        images.save(out)
         shutil.rmtree(out / ".partial")
-    show_images(images, out, as_json=as_json)
+    show_card(card, out, as_json=as_json)

@@ -73,8 +73,7 @@ def diversity(
         features.append(found.flatten(1).double().cpu())
         predictions.append(seen.logits.argmax(dim=1).cpu())
         if batch.targets is not None:
-            labels = batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(dim=1)
-            targets.append(labels.cpu())
+            targets.append(classes_of(batch.targets))
         done += len(batch.images)
         monitor.advance("diversity", done, len(images))
     features_NF, said = torch.cat(features), torch.cat(predictions)
@@ -82,7 +81,7 @@ def diversity(
     agreed = (classes == said).double().mean().item() if targets else None
     return Diversity(
         similarity=pairwise_similarity(features_NF).item(),
-        similarity_within_class=_within(features_NF, classes),
+        similarity_within_class=similarity_within(features_NF, classes),
         similarity_to_others=similarity_to_others(features_NF).item(),
         class_agreement=agreed,
         classes=len(set(classes.tolist())),
@@ -91,7 +90,21 @@ def diversity(
     )
 
 
-def _within(features_NF: Tensor, classes_N: Tensor) -> float | None:
+def classes_of(targets: Tensor) -> Tensor:
+    """``(N,)`` class indices on the CPU: the targets, or the likeliest class of soft ones."""
+    return (targets if targets.dim() == 1 else targets.argmax(dim=1)).cpu()
+
+
+def similarity_within(features_NF: Tensor, classes_N: Tensor) -> float | None:
+    """Mean cosine over the pairs of each class, then over the classes.
+
+    Args:
+        features_NF: ``(N, F)``.
+        classes_N: Class index of each.
+
+    Returns:
+        −1..1; None where no class has two images.
+    """
     found = []
     for label in sorted(set(classes_N.tolist())):
         members = features_NF[classes_N == label]

@@ -1,9 +1,10 @@
 """The program that the file must compute: the student converted to integer codes, in PyTorch.
 
 PT2E's conversion replaces every fake quantizer by a quantize/dequantize pair and folds weights to
-codes. Three exact rewritings follow: frozen BatchNorm is taken into weight scales and biases,
-clips before a quantizer are absorbed by its codes, biases are rounded as the runtime holds them
-(it rounds them itself wherever input and weight are quantized, whatever the plan).
+codes. Four exact rewritings follow: frozen BatchNorm is taken into weight scales and biases, clips
+per channel that clip all channels alike become plain ones, clips before a quantizer are absorbed by
+its codes, biases are rounded as the runtime holds them (it rounds them itself wherever input and
+weight are quantized, whatever the plan).
 """
 
 import math
@@ -16,6 +17,7 @@ from emptyset.errors import NotCalibratedError
 from emptyset.exporters.frozen_batch_norm import fold_frozen_batch_norm
 from emptyset.exporters.integer_bias import IntegerBias, round_biases
 from emptyset.graph.bias_range import keep_biases_in_int32
+from emptyset.graph.edits import lower_uniform_clips
 from emptyset.graph.nodes import finish
 from emptyset.graph.operators import WEIGHTED, attribute, clip_bounds, is_clip, name_of
 from emptyset.graph.student import Student, remove_bias_quantizers
@@ -66,6 +68,7 @@ def simulate(student: Student) -> Simulation:
     with quietly(), torch.no_grad():
         program = convert_pt2e(copied.program)
     fold_frozen_batch_norm(program)
+    lower_uniform_clips(program)
     absorb_clips(program)
     rounded, before = round_biases(program), _layer_names(program)
     example = copied.teacher.example()

@@ -27,6 +27,8 @@ from emptyset.graph.operators import (
 )
 
 ATEN = torch.ops.aten
+# Under this key a node tells mean and deviation of its output, ``(C,)`` each, as BatchNorm knows.
+BATCH_NORM_OUTPUT = "batch_norm_output"
 RESHAPES = {"view", "reshape", "flatten", "unflatten", "_unsafe_view", "transpose", "permute"}
 
 
@@ -41,6 +43,16 @@ def statistics(graph_module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Ten
     factor = factor if weight is None else factor * weight
     offset = -mean * factor
     return factor, offset if bias is None else offset + bias
+
+
+def output_statistics(graph_module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of one batch_norm node's output, ``(C,)`` double each [units of it]."""
+    weight, bias, _, var = (None if v is None else v.double() for v in _stored(graph_module, node))
+    assert var is not None
+    # Not quite 1 before the weight, because of epsilon: a dead channel stays dead.
+    deviation = (var / (var + float(node.args[7]))).sqrt()  # type: ignore[arg-type]
+    deviation = deviation if weight is None else deviation * weight.abs()
+    return torch.zeros_like(var) if bias is None else bias, deviation
 
 
 def _stored(graph_module: fx.GraphModule, node: fx.Node) -> list[Tensor | None]:
@@ -102,6 +114,7 @@ def _fold_one(graph_module: fx.GraphModule, layer: fx.Node, node: fx.Node) -> bo
     bias = offset + (0 if old is None else old.detach().double() * factor)
     set_parameter(graph_module, str(weight_node.target), folded)
     set_bias(graph_module, layer, bias.to(weight.dtype))
+    layer.meta[BATCH_NORM_OUTPUT] = output_statistics(graph_module, node)
     return True
 
 
@@ -149,6 +162,7 @@ def freeze(graph_module: fx.GraphModule) -> int:
                 parameter = get_parameter(graph, path + name, shaped, like=node)
                 source = call(graph, target, (source, parameter), node)
                 source.meta["frozen_batch_norm"] = True
+        source.meta[BATCH_NORM_OUTPUT] = output_statistics(graph_module, node)
         node.replace_all_uses_with(source)
         graph.erase_node(node)
         rewritten += 1
@@ -175,6 +189,7 @@ def to_depthwise(graph_module: fx.GraphModule) -> int:
             ones = ([1, 1], [0, 0], [1, 1], math.prod(factor.shape))
             new = call(graph, ATEN.conv2d.default, (node.args[0], *operands, *ones), node)
         new.meta["was_batch_norm"] = True
+        new.meta[BATCH_NORM_OUTPUT] = output_statistics(graph_module, node)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
         turned += 1

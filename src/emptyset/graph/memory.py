@@ -29,6 +29,11 @@ def bytes_per_image(student: Student) -> int:
     return most * COPIES
 
 
+def bytes_kept(graph: fx.Graph) -> int:
+    """Bytes of every activation of one image together, which is what a backward keeps."""
+    return sum(_bytes(node) for node in graph.nodes)
+
+
 def largest_batch(student: Student, gigabytes: float, *, at_most: int) -> int:
     """Images in one forward that fit into ``gigabytes``, at least 1."""
     fits = int(gigabytes * BYTES_PER_GIGABYTE // max(bytes_per_image(student), 1))

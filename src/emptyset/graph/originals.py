@@ -12,8 +12,11 @@ from torch import Tensor, fx
 
 from emptyset.graph.operators import attribute
 
-# Statistics of a frozen BatchNorm are written as parameters, yet nothing may train them.
-FIXED = ("frozen_mean", "frozen_inverse_std")
+# Written as parameters, yet nothing may train them: statistics, and the bounds of clips.
+FIXED = (
+    "frozen_mean", "frozen_inverse_std", "clip_low", "clip_high", "output_mean",
+    "output_deviation", "absorbed",
+)  # fmt: skip
 # Before the path of an original, in a saved state.
 ORIGINAL = "original:"
 
@@ -50,18 +53,26 @@ def put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         tensors[name].copy_(value)
 
 
-def unlearnt(originals: Mapping[str, Tensor], switched_on: list[str]) -> dict[str, Tensor]:
+def unlearnt(
+    program: fx.GraphModule, originals: Mapping[str, Tensor], switched_on: list[str]
+) -> dict[str, Tensor]:
     """Originals of every parameter but those of layers whose weight is quantized.
 
+    Biases that layers share among them (`bias_absorption`) are all original or all learnt: ranges
+    were set behind the learnt ones, so these stay as soon as anything is quantized.
+
     Args:
+        program: Holds the learnt values.
         originals: By path.
         switched_on: Names of quantizers; a weight's is the path of the weight.
     """
     layers = {name.removesuffix("weight") for name in switched_on}
+    parameters = dict(program.named_parameters()) if switched_on else {}
     return {
         path: value
         for path, value in originals.items()
         if path.removesuffix("weight").removesuffix("bias") not in layers
+        and f"{path.removesuffix('bias')}absorbed" not in parameters
     }
 
 

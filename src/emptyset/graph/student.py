@@ -15,19 +15,18 @@ from torch import Tensor, fx
 from emptyset.errors import RecipeError, TeacherError, UnknownNameError
 from emptyset.graph.batch_norm import fold, freeze
 from emptyset.graph.capture import capture
+from emptyset.graph.edits import quantizer_of, repeat_edits, round_bias
 from emptyset.graph.operators import (
-    argument,
     attribute,
     layer_path,
     module_path,
     name_of,
-    one_scale_per_output,
     parameter_of,
     weighted_layers,
 )
 from emptyset.graph.originals import ORIGINAL, originals_in_place, separated, unlearnt
 from emptyset.graph.plans import LayerBits
-from emptyset.quantizers.affine import AffineFakeQuantizer
+from emptyset.quantizers.affine import LEARNT_ROUNDING, AffineFakeQuantizer
 from emptyset.quantizers.bias import BiasFakeQuantizer
 from emptyset.quantizers.bits import Bits
 from emptyset.quantizers.pt2e import prepare_pt2e, quietly
@@ -121,14 +120,25 @@ class Student:
     @contextlib.contextmanager
     def only_quantizers(self, names: list[str]) -> Iterator[None]:
         """Inside, only these quantizers are on, and only their layers have learnt values."""
-        before = {name: quantizer.enabled for name, quantizer in self.quantizers.items()}
         everything = set(names) >= self.quantizers.keys()
-        floats = {} if everything else unlearnt(self.originals, names)
+        floats = {} if everything else unlearnt(self.program, self.originals, names)
+        with self._switched(names), originals_in_place(self.program, floats):
+            yield
+
+    @contextlib.contextmanager
+    def unquantized(self) -> Iterator[None]:
+        """Inside, every quantizer is switched off, and all learnt values stay."""
+        with self._switched([]):
+            yield
+
+    @contextlib.contextmanager
+    def _switched(self, names: list[str]) -> Iterator[None]:
+        """Inside, only these quantizers are on."""
+        before = {name: quantizer.enabled for name, quantizer in self.quantizers.items()}
         try:
             for name, quantizer in self.quantizers.items():
                 quantizer.enabled = name in names
-            with originals_in_place(self.program, floats):
-                yield
+            yield
         finally:
             for name, quantizer in self.quantizers.items():
                 quantizer.enabled = before[name]
@@ -139,7 +149,7 @@ class Student:
         found = []
         for node in weighted_layers(self.program):
             path = layer_path(node)
-            quantizers = [_quantizer(self.program, a) for a in node.args[:2]]
+            quantizers = [quantizer_of(self.program, a) for a in node.args[:2]]
             found.append(
                 QuantizedLayer(
                     path,
@@ -185,17 +195,20 @@ class Student:
             TeacherError: If names, shapes or codes differ: another network, plan or bit width.
         """
         state, originals = separated(state)
+        repeat_edits(self.program, state, integer_biases=self.integer_biases)
         own, _ = separated(self.state_dict())
-        extra = sorted((state.keys() | originals.keys()) - own.keys())
-        if own.keys() != state.keys() or extra:
-            missing = sorted(own.keys() - state.keys())
+        known = {name for name in own if not _is_learnt_rounding(name)}
+        extra = sorted(n for n in state.keys() - known if not _is_learnt_rounding(n))
+        extra += sorted(originals.keys() - known)
+        missing = sorted(known - state.keys())
+        if missing or extra:
             raise TeacherError(
                 f"This state is of another student: {len(missing)} tensors are missing (first: "
                 f"{missing[:2]}), {len(extra)} are not known here (first: {extra[:2]}). Load it "
                 "with the teacher, plan and bits that it was saved with."
             )
         given = [*state.items(), *originals.items()]
-        other = [name for name, value in given if not _fits(name, own[name], value)]
+        other = [name for name, value in given if name in own and not _fits(name, own[name], value)]
         if other:
             raise TeacherError(
                 f"This state is of another student: {len(other)} tensors have other codes or "
@@ -312,6 +325,11 @@ def prepare(
     )  # fmt: skip
 
 
+def _is_learnt_rounding(name: str) -> bool:
+    """Whether the saved tensor is one that only a weight of learnt rounding has."""
+    return name.startswith("quantizer:") and name.rpartition(":")[2] in LEARNT_ROUNDING
+
+
 def _fits(name: str, own: Tensor, value: Tensor) -> bool:
     """Whether a saved tensor can replace this one."""
     if not name.startswith("quantizer:"):
@@ -323,16 +341,7 @@ def _fits(name: str, own: Tensor, value: Tensor) -> bool:
 def _round_biases(program: fx.GraphModule) -> None:
     """Put a bias quantizer before every layer whose input and weight are quantized."""
     for node in weighted_layers(program):
-        bias = parameter_of(argument(node, 2))
-        inputs, weight = (_quantizer(program, a) for a in node.args[:2])
-        if bias is None or inputs is None or weight is None or not one_scale_per_output(node):
-            continue
-        name = f"bias_fake_quantizer_{node.name}"
-        program.add_submodule(name, BiasFakeQuantizer(inputs, weight))
-        with program.graph.inserting_before(node):
-            rounded = program.graph.call_module(name, (bias,))
-        rounded.meta = dict(bias.meta)
-        node.args = (*node.args[:2], rounded, *node.args[3:])
+        round_bias(program, node)
     program.recompile()
 
 
@@ -348,14 +357,6 @@ def remove_bias_quantizers(program: fx.GraphModule) -> None:
     program.recompile()
 
 
-def _quantizer(program: fx.GraphModule, node: Any) -> AffineFakeQuantizer | None:
-    """The fake quantizer that this node calls, if it does."""
-    if isinstance(node, fx.Node) and node.op == "call_module":
-        module = program.get_submodule(str(node.target))
-        return module if isinstance(module, AffineFakeQuantizer) else None
-    return None
-
-
 def _named_quantizers(program: fx.GraphModule) -> dict[str, AffineFakeQuantizer]:
     """Every fake quantizer once, named after the tensor it quantizes.
 
@@ -365,13 +366,15 @@ def _named_quantizers(program: fx.GraphModule) -> dict[str, AffineFakeQuantizer]
     found: dict[str, AffineFakeQuantizer] = {}
     known: dict[int, str] = {}
     for node in program.graph.nodes:
-        quantizer = _quantizer(program, node)
+        quantizer = quantizer_of(program, node)
         if quantizer is None or id(quantizer) in known:
             continue
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        behind = _quantizer(program, source)
-        if behind is not None:
+        behind = quantizer_of(program, source)
+        if quantizer.name:
+            base = quantizer.name  # of a copy, whose graph a refiner may have changed
+        elif behind is not None:
             base = f"{known[id(behind)]}.{quantizer.bits}bit"
         elif source.op == "get_attr":
             base = str(source.target)

@@ -92,31 +92,27 @@ class ImageSet:
 
     def digest(self) -> str:
         """SHA-256 over images and targets, hexadecimal."""
-        digest = hashlib.sha256(self.images.contiguous().numpy().tobytes())
+        digest = hashlib.sha256(values_of(self.images))
         if self.targets is not None:
-            digest.update(self.targets.contiguous().numpy().tobytes())
+            digest.update(values_of(self.targets))
         return digest.hexdigest()
 
-    def save(self, folder: Path) -> None:
-        """Write ``images.safetensors`` and ``card.json`` into ``folder``, aside and renamed."""
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write ``images.safetensors`` and ``card.json`` into ``folder``, aside and renamed.
+
+        Returns:
+            What the card holds.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"images": self.images.contiguous()}
         if self.targets is not None:
             tensors["targets"] = self.targets.contiguous()
         tensors |= {f"score.{name}": v.contiguous() for name, v in self.scores.items()}
-        card = {
-            "count": len(self),
-            "shape": list(self.images.shape[1:]),
-            "units": "teacher's normalised units",
-            "digest": self.digest(),
-            "history": list(self.history),
-        }
         aside = folder / f".{FILE_NAME}.part"
         save_file(tensors, aside)
         aside.replace(folder / FILE_NAME)
-        aside = folder / f".{CARD_NAME}.part"
-        aside.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        aside.replace(folder / CARD_NAME)
+        shape = list(self.images.shape[1:])
+        return write_card(folder / CARD_NAME, len(self), shape, self.digest(), self.history)
 
     @staticmethod
     def load(folder: Path) -> "ImageSet":
@@ -138,3 +134,36 @@ class ImageSet:
             raise ImagesError(f"{path}: holds no tensor named 'images'.")
         scores = {k.removeprefix("score."): v for k, v in tensors.items() if k.startswith("score.")}
         return ImageSet(tensors["images"], tensors.get("targets"), scores, tuple(card["history"]))
+
+
+def values_of(tensor: Tensor) -> memoryview:
+    """The values of a CPU tensor in their order, without a copy where they lie in one piece."""
+    return tensor.contiguous().numpy().data
+
+
+def write_card(
+    path: Path, count: int, shape: list[int], digest: str, history: tuple[dict[str, Any], ...]
+) -> dict[str, Any]:
+    """Write what is told about a stored set, aside and renamed.
+
+    Args:
+        path: The card.
+        count: Images.
+        shape: ``[C, H, W]`` of an image.
+        digest: Of images and targets, as ``ImageSet.digest``.
+        history: As ``ImageSet.history``.
+
+    Returns:
+        What was written.
+    """
+    card = {
+        "count": count,
+        "shape": shape,
+        "units": "teacher's normalised units",
+        "digest": digest,
+        "history": list(history),
+    }
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)
+    return card

@@ -8,7 +8,23 @@ import torch
 from torch import Tensor
 
 from emptyset.images.image_set import Batch, ImageSet
-from emptyset.monitor import State
+from emptyset.monitor import Monitor, State
+
+
+@dataclass(frozen=True)
+class Lesson(Batch):
+    """A batch of a live source, with what the source knows of it.
+
+    Attributes:
+        teacher_logits: ``(N, K)`` where the source asked the teacher already, without gradients.
+        student_learns: Whether the student is to learn from it.
+        source_learns: Whether the source is to hear what both say of it. The images then ask for
+            gradients, and what is said must carry the graph back to them.
+    """
+
+    teacher_logits: Tensor | None = None
+    student_learns: bool = True
+    source_learns: bool = False
 
 
 @dataclass(frozen=True)
@@ -19,11 +35,15 @@ class Disagreement:
         batch: The images, as they were shown.
         teacher_logits: ``(N, K)``.
         student_logits: ``(N, K)``.
+        teacher_features: Outputs of the teacher's stages, where the source needs them.
+        student_features: The same of the student.
     """
 
     batch: Batch
     teacher_logits: Tensor
     student_logits: Tensor
+    teacher_features: tuple[Tensor, ...] = ()
+    student_features: tuple[Tensor, ...] = ()
 
 
 @runtime_checkable
@@ -45,6 +65,40 @@ class ImageSource(Protocol):
 
     def learn_from(self, outcome: Disagreement) -> None:
         """The one way back: a generator trained beside the student uses it."""
+
+    def state(self) -> State:
+        """What a killed run needs to go on with the same batches."""
+
+    def load_state(self, state: State) -> None:
+        """Go on from what ``state`` gave."""
+
+
+@runtime_checkable
+class LiveSource(Protocol):
+    """An image source that makes its images, and learns to make better ones; its lessons are new.
+
+    Attributes:
+        needs_student: Whether it learns from what the student says, not from the teacher alone.
+        needs_features: Whether it also needs the outputs of both networks' stages.
+    """
+
+    needs_student: bool
+    needs_features: bool
+
+    def begin(self, lessons: int, batch_size: int, *, monitor: Monitor) -> None:
+        """Told once before the first batch: how many there will be, and of how many images."""
+
+    def next_batch(self, size: int) -> Lesson:
+        """``size`` new images; a source that learns from the teacher alone learns here."""
+
+    def learn_from(self, outcome: Disagreement) -> None:
+        """Learn from a lesson with ``source_learns``; called before the student changes."""
+
+    def drawn(self, count: int, *, seed: int) -> ImageSet:
+        """``count`` images as it makes them now; changes nothing."""
+
+    def fault(self) -> str | None:
+        """Name of a loss term that is not finite any more, or None. Waits for the device."""
 
     def state(self) -> State:
         """What a killed run needs to go on with the same batches."""

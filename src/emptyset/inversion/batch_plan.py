@@ -12,7 +12,7 @@ class BatchPlan:
     """Equal batches that give exactly ``count`` images.
 
     All batches have one size, so that nothing is compiled twice and batch statistics mean the
-    same in each; the last ones give up what is too much (fewer images than there are batches).
+    same in each; the last ones give up what is too much (at most one image each).
 
     Attributes:
         count: Images asked for.
@@ -34,6 +34,9 @@ class BatchPlan:
 def plan_batches(count: int, largest: int, *, seed: int) -> BatchPlan:
     """The fewest equal batches of at most ``largest`` images.
 
+    A single image is made together with a second one, where ``largest`` allows it: the statistics
+    of a batch say nothing of one image.
+
     Args:
         count: Images asked for, at least 1.
         largest: Most images in one batch.
@@ -42,7 +45,8 @@ def plan_batches(count: int, largest: int, *, seed: int) -> BatchPlan:
     batches = -(-count // largest)
     generator = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**62, (batches,), generator=generator).tolist()
-    return BatchPlan(count, batches, -(-count // batches), tuple(seeds))
+    size = max(-(-count // batches), min(2, largest))
+    return BatchPlan(count, batches, size, tuple(seeds))
 
 
 def require_count(method: str, count: int, least: int = 2) -> None:

@@ -9,15 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from emptyset.inversion.compilation import Execution, compiled
+from emptyset.inversion.joint_statistics import TEACHER, Moments, batch_moments, joined_with
 from emptyset.inversion.method import Method, Opinion, Seen
 from emptyset.inversion.recorded_inputs import Recorded, recorded_inputs
 from emptyset.inversion.standard_units import StandardUnits, standard_units
 from emptyset.inversion.swing import swung
-from emptyset.losses.layer_statistics import LayerStatistics, layer_statistics
+from emptyset.losses.layer_statistics import (
+    LayerStatistics,
+    input_statistics,
+    layer_statistics,
+)
 from emptyset.teachers.teacher import Teacher
 
-Loss = Callable[[list[Tensor], Tensor | None, Mapping[str, Tensor]], Tensor]
-"""Variables, targets and drawn numbers to the scalar loss."""
+Loss = Callable[[list[Tensor], Tensor | None, Mapping[str, Tensor]], tuple[Tensor, Moments]]
+"""Variables, targets and drawn numbers to the loss and, with joint statistics, the moments."""
+
+
+Layers = tuple[LayerStatistics, ...]
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,10 @@ class FrozenTeacher:
             self.module(torch.zeros(1, *self.shape, device=self.device))
             return sum(x.numel() for _, x in recorded), len(recorded)
 
+    def channels(self) -> int:
+        """Channels of all BatchNorm inputs together, each counted as often as it is called."""
+        return sum(one.shift.shape[1] for one in self.look(torch.zeros(1, *self.shape)).layers)
+
     @torch.no_grad()
     def look(self, images_NCHW: Tensor) -> Seen:
         """What the copy makes of images [standardised pixel units], float32, no gradients."""
@@ -74,46 +86,31 @@ class FrozenTeacher:
             execution: How to run the copies.
             others: Copies of ``method.others``.
         """
-        half = execution.dtype == torch.bfloat16
         with ExitStack() as hooks:
-            recorded = hooks.enter_context(recorded_inputs(self._watched()))
-            theirs = [hooks.enter_context(recorded_inputs(o._watched())) for o in others]
+            recorded = [
+                hooks.enter_context(recorded_inputs(one._watched())) for one in (self, *others)
+            ]
             offsets = hooks.enter_context(swung(self.module)) if method.swing else None
-
-            def opinion(number: int, images: Tensor) -> Opinion:
-                other = others[number]
-                theirs[number].clear()
-                shown = other.units.to_teacher(other.units.from_other(images, self.units))
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                    logits = other.module(shown)
-                return Opinion(logits.float(), other._sorted(theirs[number])[0])
+            half = execution.dtype == torch.bfloat16
+            function: Loss = _Loss(method, (self, *others), recorded, offsets, half).of
+            if execution.compiled:
+                function = compiled(function)
 
             def loss(
                 variables: list[Tensor], targets: Tensor | None, drawn: Mapping[str, Tensor]
-            ) -> Tensor:
-                recorded.clear()
-                images = method.canvas.render(variables)
-                if method.augment is not None:
-                    images = method.augment(images, drawn)
-                if offsets is not None:
-                    offsets[:] = [drawn["swing"]]
-                shown = self.units.to_teacher(images)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                    logits = self.module(shown)
-                if offsets is not None:
-                    offsets.clear()
-                statistics, features = self._sorted(recorded)
-                chosen = [n for n in range(len(others)) if f"other.{n}" in drawn]
-                opinions = tuple(opinion(n, images) for n in chosen)
-                seen = Seen(images, logits.float(), features, statistics, targets, drawn, opinions)
-                return method.objective(seen)
+            ) -> tuple[Tensor, Moments]:
+                # Not left to the compiled function: it would be compiled anew for lists that
+                # another forward, such as that of `look`, has filled.
+                for one in recorded:
+                    one.clear()
+                return function(variables, targets, drawn)
 
-            yield compiled(loss) if execution.compiled else loss
+            yield loss
 
     def _watched(self) -> list[nn.Module]:
         return [layer.module for layer in self.layers] + list(self._classifier)
 
-    def _sorted(self, recorded: Recorded) -> tuple[tuple[LayerStatistics, ...], Tensor | None]:
+    def _sorted(self, recorded: Recorded) -> tuple[Layers, Tensor | None]:
         """Statistics of the BatchNorm inputs in the order of the calls; the classifier's input."""
         statistics, features = [], None
         for position, x in recorded:
@@ -123,3 +120,77 @@ class FrozenTeacher:
             else:
                 features = x.float()
         return tuple(statistics), features
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What one step computes, hooks being in place.
+
+    Attributes:
+        method: Renders the images and judges what is seen.
+        teachers: The teacher's copy, then those of ``method.others``.
+        recorded: What the hooks of each caught.
+        offsets: Where the swing's offsets go, or None.
+        half: Run the teachers, and the network that a canvas may be, in bfloat16.
+    """
+
+    method: Method
+    teachers: tuple[FrozenTeacher, ...]
+    recorded: list[Recorded]
+    offsets: list[Tensor] | None
+    half: bool
+
+    def of(
+        self, variables: list[Tensor], targets: Tensor | None, drawn: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Moments]:
+        """The loss, and the moments that the batch leaves for the others."""
+        with torch.autocast(self.teachers[0].device.type, torch.bfloat16, enabled=self.half):
+            images = self.method.canvas.render(variables)
+        if self.method.augment is not None:
+            images = self.method.augment(images, drawn)
+        if self.offsets is not None:
+            self.offsets[:] = [drawn["swing"]]
+        logits, layers, features = self._shown(0, images)
+        if self.offsets is not None:
+            self.offsets.clear()
+        chosen = [n for n in range(len(self.teachers) - 1) if f"other.{n}" in drawn]
+        opinions = tuple(Opinion(*self._shown(n + 1, images)[:2]) for n in chosen)
+        seen = Seen(images, logits, features, layers, targets, drawn, opinions)
+        moments: Moments = {}
+        if self.method.joint_steps is not None:
+            seen, moments = _within_the_set(seen, chosen)
+        return self.method.objective(seen), moments
+
+    def _shown(self, number: int, images: Tensor) -> tuple[Tensor, Layers, Tensor | None]:
+        """Logits, statistics and features of one of the teachers."""
+        teacher, recorded = self.teachers[number], self.recorded[number]
+        if number:
+            images = teacher.units.from_other(images, self.teachers[0].units)
+        with torch.autocast(teacher.device.type, torch.bfloat16, enabled=self.half):
+            logits = teacher.module(teacher.units.to_teacher(images))
+        layers, features = teacher._sorted(recorded)
+        recorded.clear()  # nothing keeps the features alive longer than the gradient needs them
+        return logits.float(), layers, features
+
+
+def _within_the_set(seen: Seen, chosen: Sequence[int]) -> tuple[Seen, Moments]:
+    """The same with statistics of all batches together, and what this batch leaves for them.
+
+    Args:
+        seen: Statistics of the batch.
+        chosen: Numbers of the further teachers that took part.
+    """
+    # The images themselves count as one more layer, after the others.
+    own = (*seen.layers, input_statistics(seen.images))
+    moments = {TEACHER: batch_moments(own)}
+    *layers, pixels = joined_with(own, seen.drawn, TEACHER)
+    others = []
+    for number, opinion in zip(chosen, seen.others, strict=True):
+        name = f"other.{number}"
+        moments[name] = batch_moments(opinion.layers)
+        others.append(Opinion(opinion.logits, joined_with(opinion.layers, seen.drawn, name)))
+    joint = Seen(
+        seen.images, seen.logits, seen.features, tuple(layers), seen.targets, seen.drawn,
+        tuple(others), pixels.elsewhere,
+    )  # fmt: skip
+    return joint, moments

@@ -1,5 +1,6 @@
 """Class labels that images are made for."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -15,8 +16,10 @@ def class_count(teacher: Teacher, method: str) -> int:
     Raises:
         UnsupportedModelError: If it gives no logits of two classes or more.
     """
+    # A copy: in training mode a forward would change the statistics that BatchNorm stores.
+    module = copy.deepcopy(teacher.module).eval()
     with torch.no_grad():
-        logits = teacher.module(teacher.example(1))
+        logits = module(teacher.example(1))
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UnsupportedModelError(
@@ -41,7 +44,7 @@ def random_labels(
 
     Raises:
         UnsupportedModelError: If the teacher is no classifier of at least 2 classes.
-        ImagesError: If a class is none of the teacher's.
+        ImagesError: If a class is none of the teacher's, or named twice.
     """
     count = class_count(teacher, method)
     wrong = [c for c in classes if not 0 <= c < count]
@@ -50,6 +53,8 @@ def random_labels(
             f"{method}: class {wrong[0]} is asked for, but {teacher.name} has classes 0 to "
             f"{count - 1}."
         )
+    if len(set(classes)) < len(classes):
+        raise ImagesError(f"{method}: a class is asked for twice in {list(classes)}.")
     allowed = torch.tensor(classes or range(count))
 
     def draw(generator: torch.Generator, size: int) -> Tensor:

@@ -50,11 +50,14 @@ def require_choice(config: Any, name: str, known: Iterable[str]) -> None:
         )
 
 
-def require_low_pass(config: Any) -> None:
-    """Refuse a cut-off that filters everything.
+def require_use_of_classes(config: Any, weight: str) -> None:
+    """Refuse classes that are named where images are made for none.
 
     Raises:
-        ValueError: If ``low_pass`` is neither None nor positive.
+        ValueError: Naming the weight that is 0.
     """
-    if config.low_pass is not None:
-        require_positive(config, "low_pass")
+    if config.classes and not getattr(config, weight):
+        raise ValueError(
+            f"'classes' are {list(config.classes)}, but '{weight}' is 0, so images are made for "
+            f"no class. Set '{weight}', or leave 'classes' out."
+        )

@@ -10,6 +10,7 @@ from emptyset.errors import CertificateError, CollapseError
 from emptyset.job.context import RunContext
 from emptyset.job.from_recipe import load_from
 from emptyset.job.image_stages import fitted_images, judged_images
+from emptyset.job.mixed_precision import refuse_early
 from emptyset.job.stages import Stages
 from emptyset.kept_states import KEEP_EVERY
 from emptyset.monitor import SILENT, Monitor
@@ -70,6 +71,7 @@ def run(
         teacher = load_from(recipe, allow_pickle=allow_pickle)
         folder.begin(recipe)
         context = RunContext(folder, recipe, teacher, monitor, keep_every)
+        refuse_early(context)
         fitted = fitted_images(context)
         stages = Stages(context, fitted, judged_images(context, fitted))
         stages.student()
@@ -130,6 +132,7 @@ def quantize(
     memory: float | None = None,
     settings: Sequence[str] = (),
     teacher_options: Mapping[str, Any] | None = None,
+    budget: str | float | None = None,
     min_agreement: float | None = None,
     overwrite: bool = False,
     monitor: Monitor = SILENT,
@@ -149,6 +152,8 @@ def quantize(
         settings: ``KEY=VALUE`` changes of the recipe.
         teacher_options: More of the recipe's ``teacher`` section, for example ``{"weights":
             "resnet18.safetensors"}``.
+        budget: Mixed precision within ``0.6`` of the 8-bit size, ``150kB``, ``4.5bits`` on average,
+            ``0.4xBOPs`` or the like; None: the same bits in every layer.
         min_agreement: Fail below this agreement with the teacher, 0..1.
         overwrite: Take a folder of another recipe.
         monitor: Hears of progress.
@@ -162,6 +167,7 @@ def quantize(
         seed=seed,
         device=device,
         memory=memory,
+        budget=budget,
         min_agreement=min_agreement,
         settings=settings,
     )
@@ -179,6 +185,7 @@ def recipe_for(
     seed: int | None = None,
     device: str | None = None,
     memory: float | None = None,
+    budget: str | float | None = None,
     min_agreement: float | None = None,
     settings: Sequence[str] = (),
 ) -> Recipe:
@@ -194,6 +201,7 @@ def recipe_for(
         seed: Seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         memory: Memory that forwards of the student may take [GB].
+        budget: Mixed precision within this budget.
         min_agreement: Fail below this agreement, 0..1.
         settings: ``KEY=VALUE`` changes on top.
     """
@@ -209,6 +217,7 @@ def recipe_for(
     for section, key, value in (
         ("plan", "bits", bits),
         ("plan", "name", plan),
+        ("mixed_precision", "budget", budget),
         ("evaluate", "min_agreement", min_agreement),
     ):
         if value is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emptyset.kept_states import KEEP_EVERY
-from emptyset.monitor import Monitor, State
+from emptyset.monitor import Monitor
 from emptyset.recipe import Recipe
 from emptyset.run_folder import RunFolder, Workplace
 from emptyset.teachers.teacher import Teacher
@@ -58,27 +58,3 @@ class RunContext:
             list(spec.std),
             teacher.example(1).device.type,
         ]
-
-
-class PrefixedMonitor:
-    """Gives the kept states of one part of a stage names of their own."""
-
-    def __init__(self, inner: Monitor, prefix: str) -> None:
-        self._inner = inner
-        self._prefix = prefix
-
-    def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
-        """Pass on."""
-        self._inner.advance(what, done, total, detail)
-
-    def note(self, message: str) -> None:
-        """Pass on."""
-        self._inner.note(message)
-
-    def keep(self, key: str, state: Callable[[], State], *, final: bool = False) -> None:
-        """Pass on under the prefixed key."""
-        self._inner.keep(f"{self._prefix}.{key}", state, final=final)
-
-    def restore(self, key: str) -> State | None:
-        """Ask for the prefixed key."""
-        return self._inner.restore(f"{self._prefix}.{key}")

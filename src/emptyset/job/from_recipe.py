@@ -1,5 +1,6 @@
 """What a recipe's sections stand for: a teacher, a student, the images to judge on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,15 +41,23 @@ def load_from(recipe: Recipe, *, allow_pickle: bool = False, pretrained: bool = 
     )
 
 
-def prepare_from(recipe: Recipe, teacher: Teacher) -> "Student":
-    """The recipe's student of this teacher, ranges unset."""
+def prepare_from(
+    recipe: Recipe, teacher: Teacher, chosen: Mapping[str, str] | None = None
+) -> "Student":
+    """The recipe's student of this teacher, ranges unset.
+
+    Args:
+        recipe: Its ``plan`` is read.
+        teacher: The network.
+        chosen: Overrides that mixed precision decided, of layers that the recipe's own leave open.
+    """
     plan = recipe.plan
     return pipeline.prepare(
         teacher,
         plan.bits,
         plan=plan.name,
         batch_norm=plan.batch_norm,
-        overrides=plan.overrides or None,
+        overrides={**(chosen or {}), **plan.overrides} or None,
         **plan.settings(),
     )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emptyset import pipeline
+from emptyset import measurement, pipeline
 from emptyset.disk import fingerprint
 from emptyset.images.image_set import ImageSet
 from emptyset.job.context import RunContext
@@ -30,17 +30,19 @@ class KnownImages:
         images: A set in memory, or a stream.
         identity: JSON data that changes when the images do.
         described: Where they come from, in words for the report.
+        real: Whether they are photos, or were made from a network.
         labelled: Whether they carry class indices.
     """
 
     images: "ImageSet | LazyImages"
     identity: Any
     described: str
+    real: bool = False
 
     @property
     def labelled(self) -> bool:
         """Whether every image has a class index."""
-        return pipeline.has_labels(self.images)
+        return measurement.has_labels(self.images)
 
 
 def fitted_images(context: RunContext) -> KnownImages:
@@ -60,7 +62,7 @@ def _given(context: RunContext, given: str) -> KnownImages:
     source = pipeline.images_from(given, context.teacher)
     fitted, _ = split(source, seed=recipe.seed, limit=recipe.count)
     identity = ["given", fingerprint(Path(given)), recipe.seed, recipe.count]
-    return KnownImages(fitted, identity, given)
+    return KnownImages(fitted, identity, given, real=_is_real(source))
 
 
 def _made(
@@ -69,7 +71,8 @@ def _made(
     inputs = [stage, context.teacher_identity(), section.model_dump(), seed, place]
 
     def work(at: Workplace) -> dict[str, Any]:
-        made = pipeline.synthesize(
+        card = pipeline.synthesize_to(
+            at.aside / place,
             context.teacher,
             section.method,
             section.count,
@@ -77,8 +80,7 @@ def _made(
             monitor=at.monitor,
             **section.settings(),
         )
-        made.save(at.aside / place)
-        return {"count": len(made), "digest": made.digest()}
+        return {"count": card["count"], "digest": card["digest"]}
 
     result = context.run(stage, inputs, work)
     images = ImageSet.load(context.folder.path / place)
@@ -103,7 +105,7 @@ def _selected(context: RunContext, found: KnownImages) -> KnownImages:
 
     result = context.run("select", inputs, work)
     images = ImageSet.load(context.folder.path / IMAGES)
-    return KnownImages(images, result["digest"], found.described)
+    return KnownImages(images, result["digest"], found.described, found.real)
 
 
 def judged_images(context: RunContext, fitted: KnownImages) -> KnownImages:
@@ -117,18 +119,23 @@ def judged_images(context: RunContext, fitted: KnownImages) -> KnownImages:
             else "held-out scans that ship with the package, seen by neither teacher nor quantizer"
         )
         images = pipeline.images_from(path, context.teacher)
-        return KnownImages(images, fingerprint(path), described)
+        return KnownImages(images, fingerprint(path), described, real=_is_real(images))
     if recipe.images is not None:
         source = pipeline.images_from(recipe.images, context.teacher)
         _, rest = split(source, seed=recipe.seed, limit=recipe.count)
         if rest is None:
             described = f"the same few images of {recipe.images} that were used to quantize"
-            return KnownImages(fitted.images, ["same", fitted.identity], described)
+            return KnownImages(fitted.images, ["same", fitted.identity], described, fitted.real)
         described = f"the part of {recipe.images} that was not used to quantize"
-        return KnownImages(rest, ["rest", fitted.identity], described)
+        return KnownImages(rest, ["rest", fitted.identity], described, _is_real(rest))
     section = recipe.synthesize
     assert section is not None
     fewer = section.model_copy(update={"count": min(recipe.evaluate.count, section.count)})
     made = _made(context, "judged", fewer, recipe.seed + OTHER_SEED, JUDGED)
     described = f"{section.method} images made with another seed, not used to quantize"
     return KnownImages(made.images, made.identity, described)
+
+
+def _is_real(images: "LazyImages") -> bool:
+    """Photos and arrays are; a stored image set was made by a synthesizer."""
+    return images.layout != "image set"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from emptyset._version import __version__
 from emptyset.recipe import Recipe
-from emptyset.run_folder import RunFolder
+from emptyset.run_folder import MIXED_PRECISION, RunFolder
 from emptyset.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def collect(
             "float_inputs": list(student.float_inputs),
         },
         "images": _images(recipe, image_count, history),
+        "image_quality": result("image_quality") or None,
+        "mixed_precision": folder.read_json(MIXED_PRECISION) if recipe.mixed_precision else None,
         "evaluation": result("evaluation"),
         "guard": guard.get("verdict"),
         "simulated_agreement": guard.get("agreement"),

@@ -2,23 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emptyset import pipeline
 from emptyset.errors import ImagesError, RunFolderError
 from emptyset.images.image_set import CARD_NAME, ImageSet
 from emptyset.job.from_recipe import labelled_path, load_from, prepare_from
-from emptyset.job.held_out import first, split
+from emptyset.job.held_out import split
 from emptyset.job.image_stages import JUDGED
+from emptyset.job.mixed_precision import recorded_overrides
 from emptyset.recipe import Recipe
-from emptyset.run_folder import IMAGES, METRICS, STUDENT, RunFolder
-from emptyset.teachers.teacher import InputSpec
+from emptyset.run_folder import CONTACT_SHEET, IMAGES, METRICS, STUDENT, RunFolder
 
 if TYPE_CHECKING:
     from emptyset.graph.student import Student
     from emptyset.images.folder import LazyImages
-
-SHOWN_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -85,36 +83,19 @@ def restore(path: Path) -> Restored:
     Raises:
         RunFolderError: If the folder holds no run, or the run has no student yet.
     """
-    _, recipe = RunFolder.open(path)
+    folder, recipe = RunFolder.open(path)
     state = _existing(path, STUDENT)
-    student = prepare_from(recipe, load_from(recipe, pretrained=False))
+    chosen = recorded_overrides(folder, recipe)
+    student = prepare_from(recipe, load_from(recipe, pretrained=False), chosen)
     student.load_state(state)
     return Restored(path, recipe, student)
 
 
 def rewrite_page(path: Path, page: Path) -> None:
-    """Write the report of a run again from ``metrics.json`` and its images."""
+    """Write the report of a run again from ``metrics.json`` and its contact sheet."""
+    from emptyset.report.contact_sheet import ContactSheet
     from emptyset.report.page import write_page
 
-    folder, recipe = RunFolder.open(path)
+    folder, _ = RunFolder.open(path)
     metrics = folder.read_json(METRICS)
-    spec = _spec(metrics["teacher"]["input"])
-    if (path / IMAGES / CARD_NAME).is_file():
-        shown = first(ImageSet.load(path / IMAGES), SHOWN_IMAGES)
-    else:
-        from emptyset.images.folder import load_images
-
-        source = load_images(Path(str(recipe.images)), spec)
-        shown = first(split(source, seed=recipe.seed, limit=recipe.count)[0], SHOWN_IMAGES)
-    write_page(page, metrics, shown, spec)
-
-
-def _spec(data: dict[str, Any]) -> InputSpec:
-    channels, height, width = data["shape"]
-    return InputSpec(
-        (channels, height, width),
-        tuple(data["mean"]),
-        tuple(data["std"]),
-        data["resize"],
-        data["interpolation"],
-    )
+    write_page(page, metrics, ContactSheet.load(path / CONTACT_SHEET))

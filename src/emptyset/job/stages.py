@@ -4,24 +4,35 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from emptyset import pipeline
+from emptyset import measurement, pipeline
 from emptyset.graph.memory import largest_batch
-from emptyset.job.context import PrefixedMonitor, RunContext
+from emptyset.job.context import RunContext
 from emptyset.job.from_recipe import layer_image_count, prepare_from
 from emptyset.job.held_out import first
+from emptyset.job.image_report import measured_quality, shown_images
 from emptyset.job.image_stages import KnownImages
 from emptyset.job.metrics import collect, file_facts
+from emptyset.job.mixed_precision import decided_overrides, recorded_overrides
+from emptyset.monitor import PrefixedMonitor
 from emptyset.recipe import MethodSection
 from emptyset.registry import refiners
 from emptyset.report.guard import Verdict, judge
 from emptyset.report.layer_table import layer_table
-from emptyset.run_folder import CERTIFICATE, METRICS, MODEL, REJECTED, REPORT, STUDENT, Workplace
+from emptyset.run_folder import (
+    CERTIFICATE,
+    CONTACT_SHEET,
+    METRICS,
+    MODEL,
+    REJECTED,
+    REPORT,
+    STUDENT,
+    Workplace,
+)
 
 if TYPE_CHECKING:
     from emptyset.graph.student import Student
 
 GUARD_IMAGES = 512
-SHOWN_IMAGES = 64
 FLOAT_FILE = "float.onnx"
 
 
@@ -37,8 +48,9 @@ class Stages:
     # Student ---------------------------------------------------------------------------------
 
     def student(self) -> None:
-        """Prepare and refine; the outcome is one safetensors file."""
+        """Choose bits where asked, prepare and refine; the outcome is one safetensors file."""
         context, recipe = self._context, self._context.recipe
+        chosen = decided_overrides(context, self._fitted)
         inputs = [
             "student",
             context.teacher_identity(),
@@ -46,10 +58,11 @@ class Stages:
             recipe.plan.model_dump(),
             [section.model_dump() for section in recipe.refine],
             recipe.seed,
+            *([chosen] if chosen else []),
         ]
 
         def work(at: Workplace) -> dict[str, Any]:
-            student = prepare_from(recipe, context.teacher)
+            student = prepare_from(recipe, context.teacher, chosen)
             for index, section in enumerate(recipe.refine):
                 self._refine(student, section, index, at)
             student.save(at.aside / STUDENT)
@@ -90,13 +103,15 @@ class Stages:
     def _batch_size(self) -> int:
         """Images in one forward of a measurement."""
         memory = self._context.recipe.memory
-        size = pipeline.batch_size_for(self._context.teacher.input.shape)
+        size = measurement.batch_size_for(self._context.teacher.input.shape)
         return largest_batch(self.ready_student(), memory, at_most=size) if memory else size
 
     def ready_student(self) -> "Student":
         """The refined student, read back where an earlier process made it."""
         if self._student is None:
-            self._student = prepare_from(self._context.recipe, self._context.teacher)
+            recipe, folder = self._context.recipe, self._context.folder
+            chosen = recorded_overrides(folder, recipe)
+            self._student = prepare_from(recipe, self._context.teacher, chosen)
             self._student.load_state(self._context.folder.path / STUDENT)
         return self._student
 
@@ -127,7 +142,7 @@ class Stages:
         recipe, teacher = self._context.recipe, self._context.teacher
         student, images = self.ready_student(), self._judged.images
         size = self._batch_size()
-        found = pipeline.measure(
+        found = measurement.measure(
             student,
             teacher,
             first(images, GUARD_IMAGES),
@@ -210,7 +225,7 @@ class Stages:
         ]
 
         def work(at: Workplace) -> dict[str, Any]:
-            found = pipeline.measure(
+            found = measurement.measure(
                 context.folder.path / MODEL,
                 context.teacher,
                 judged.images,
@@ -224,10 +239,11 @@ class Stages:
         context.run("evaluation", inputs, work)
 
     def report(self, command: str) -> None:
-        """Write ``metrics.json`` and ``report.html``."""
+        """Write ``metrics.json``, ``report.html`` and the pictures of its contact sheet."""
         from emptyset.report.page import write_page
 
         context = self._context
+        measured_quality(context, self._fitted, self._judged)
         metrics = collect(
             context.folder,
             context.recipe,
@@ -241,8 +257,9 @@ class Stages:
         def work(at: Workplace) -> dict[str, Any]:
             text = json.dumps(metrics, indent=2) + "\n"
             (at.aside / METRICS).write_text(text, encoding="utf-8")
-            shown = first(self._fitted.images, SHOWN_IMAGES)
-            write_page(at.aside / REPORT, metrics, shown, context.teacher.input)
+            sheet = shown_images(context, self._fitted, self._judged)
+            sheet.save(at.aside / CONTACT_SHEET)
+            write_page(at.aside / REPORT, metrics, sheet)
             return {}
 
         context.run("report", ["report", metrics], work)

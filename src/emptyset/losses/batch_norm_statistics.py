@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from emptyset.errors import UnsupportedModelError
 from emptyset.losses.layer_statistics import LayerStatistics
 
 # Under the roots of ZeroQ's and Genie's code: keeps their gradients finite for flat channels.
@@ -22,12 +23,17 @@ def zeroq_statistics(layers: Sequence[LayerStatistics]) -> Tensor:
         loss = Σ_layers (1/N) Σ_n Σ_c (m_nc − μ_c)² + (s_nc − σ_c)²
         s = sqrt(unbiased variance over H, W + 1e-6),  σ = sqrt(stored variance + 1e-6)
 
+    Layers that see one pixel per image are left out: a single value has no spread.
+
     Args:
         layers: Statistics of each layer. For the term on the images themselves add
             ``input_statistics(images)``, as ZeroQ does.
 
     Returns:
         Scalar [feature units squared]; 0 exactly when all images agree with all layers.
+
+    Raises:
+        UnsupportedModelError: If no layer is left.
 
     Source:
         ZeroQ, Cai et al. 2020, arXiv:2001.00281, eq. 5; form and epsilon of its released code.
@@ -37,10 +43,17 @@ def zeroq_statistics(layers: Sequence[LayerStatistics]) -> Tensor:
     """
     losses = []
     for layer in layers:
+        if layer.pixels == 1:
+            continue
         spread = (layer.image_variance() + _EPSILON).sqrt()
         stored = (layer.stored_var + _EPSILON).sqrt()
         gap = layer.shift.square() + (spread - stored).square()
         losses.append(gap.sum() / len(gap))
+    if not losses:
+        raise UnsupportedModelError(
+            "No BatchNorm layer of the teacher sees more than one pixel, so a single image has no "
+            "spread to match. Set 'statistics' to 'batch'."
+        )
     return torch.stack(losses).sum()
 
 

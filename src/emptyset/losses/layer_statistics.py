@@ -18,20 +18,42 @@ _CACHED = 1 << 18
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Moments of the images that are not in the batch, yet belong to the set that is matched.
+
+    Attributes:
+        shift: ``(C,)`` mean over their pixels of ``x − stored mean`` [feature units].
+        square: ``(C,)`` mean over their pixels of ``(x − stored mean)²`` [units squared].
+        images: How many they are, 0-dim; 0: the batch is all there is.
+    """
+
+    shift: Tensor
+    square: Tensor
+    images: Tensor
+
+
+@dataclass(frozen=True)
 class LayerStatistics:
     """Moments of one layer's input about the mean that the layer stored.
+
+    With ``elsewhere``, the statistics "of the batch" have the values of the whole set. Their
+    gradient is the batch's own, as if it were the set: that is the gradient of a loss of the whole
+    set times the number of batches, so its weight against losses that are means over the batch is
+    the same for any number of batches.
 
     Attributes:
         shift: ``(N, C)`` mean over the pixels of ``x − stored mean`` [feature units].
         square: ``(N, C)`` mean over the pixels of ``(x − stored mean)²`` [units squared].
         pixels: H · W.
         stored_var: ``(C,)`` variance that the layer stored [units squared].
+        elsewhere: The rest of the set, or None where every batch is matched on its own.
     """
 
     shift: Tensor
     square: Tensor
     pixels: int
     stored_var: Tensor
+    elsewhere: Elsewhere | None = None
 
     def image_variance(self) -> Tensor:
         """Unbiased variance over the pixels of each image, ``(N, C)`` [units squared]."""
@@ -40,13 +62,30 @@ class LayerStatistics:
 
     def batch_shift(self) -> Tensor:
         """Batch mean less stored mean, ``(C,)`` [units]."""
-        return self.shift.mean(dim=0)
+        own = self.shift.mean(dim=0)
+        return own if self.elsewhere is None else self._joined(own, self.elsewhere.shift)
 
     def batch_variance(self, *, correction: int) -> Tensor:
         """Variance over images and pixels, ``(C,)`` [units squared]; correction 0 is biased."""
-        biased = (self.square.mean(dim=0) - self.batch_shift().square()).clamp(min=0.0)
-        count = self.pixels * len(self.shift)
-        return biased * (count / max(count - correction, 1))
+        square = self.square.mean(dim=0)
+        if self.elsewhere is not None:
+            square = self._joined(square, self.elsewhere.square)
+        biased = (square - self.batch_shift().square()).clamp(min=0.0)
+        if not correction:
+            return biased
+        if self.elsewhere is None:
+            count = self.pixels * len(self.shift)
+            return biased * (count / max(count - correction, 1))
+        counts = self.pixels * (self.elsewhere.images + len(self.shift))
+        return biased * (counts / (counts - correction).clamp(min=1))
+
+    def _joined(self, own_C: Tensor, other_C: Tensor) -> Tensor:
+        """The set's mean of what has the mean ``own_C`` in the batch and ``other_C`` elsewhere."""
+        assert self.elsewhere is not None
+        images = self.elsewhere.images
+        share = images / (images + len(self.shift))
+        # Equal to the batch's own, to the last bit, where there is nothing elsewhere.
+        return own_C + (share * (other_C - own_C)).detach()
 
 
 def layer_statistics(
@@ -57,13 +96,16 @@ def layer_statistics(
         shift = mean_hw(x − μ),  square = mean_hw((x − μ)²)
 
     Args:
-        features_NCHW: Input of the layer, ``(N, C, H, W)``, any floating type.
+        features_NCHW: Input of the layer, ``(N, C, H, W)``, any floating type; ``(N, C)`` counts
+            as one pixel, ``(N, C, L)`` as L.
         stored_mean_C: μ, ``(C,)``.
         stored_var_C: ``(C,)``, carried along.
 
     Returns:
         The statistics, float32 (double where the features are).
     """
+    if features_NCHW.dim() != 4:
+        features_NCHW = features_NCHW.reshape(*features_NCHW.shape[:2], -1, 1)
     shift, square = _moments(features_NCHW, stored_mean_C)
     pixels = features_NCHW.shape[2] * features_NCHW.shape[3]
     return LayerStatistics(shift, square, pixels, stored_var_C)

@@ -48,13 +48,17 @@ def slack_alignment(
         per_image: Statistics of every image on its own, else of the batch.
 
     Returns:
-        ``(N, L)`` or ``(1, L)`` [feature units squared]; 0 where the gaps are within the slack.
+        ``(N, L)`` or ``(1, L)`` [feature units squared]; 0 where the gaps are within the slack,
+        and per image where a layer sees one pixel only, which has no spread.
 
     Source:
         DSG, Zhang et al. 2021, arXiv:2103.01049, eq. 5 to 7.
     """
     losses = []
     for layer, (mean_slack, spread_slack) in zip(layers, slack_L2.unbind(), strict=True):
+        if per_image and layer.pixels == 1:
+            losses.append(torch.zeros_like(layer.shift[:, 0]))
+            continue
         if per_image:
             shift, variance = layer.shift, layer.image_variance()
         else:

@@ -19,6 +19,9 @@ from torch import Tensor
 from emptyset.errors import NotCalibratedError
 from emptyset.quantizers.pt2e import FakeQuantizeBase
 
+# Buffers that only a weight has whose rounding was learnt.
+LEARNT_ROUNDING = ("base_codes", "rounding")
+
 SMALLEST_SCALE = 1e-9
 # Below this a product of two scales would underflow float32 in the runtime.
 
@@ -62,12 +65,17 @@ class AffineFakeQuantizer(FakeQuantizeBase):
         zero_point: ``()`` or ``(C,)`` int32 [step].
         enabled: False: ``forward`` gives its input back (float mode).
         bits: Word length.
+        base_codes: Of a weight whose rounding was learnt, int32, shaped as it: codes rounded down,
+            before the zero point is added; else None.
+        rounding: bool, shaped as ``base_codes``: where the code is one higher; else None.
         trained: While a student learns: what computes ``x_hat`` (and its gradients) instead.
     """
 
     scale: Tensor
     zero_point: Tensor
     calibrated: Tensor
+    base_codes: Tensor | None
+    rounding: Tensor | None
     per_channel = False
 
     def __init__(
@@ -92,6 +100,8 @@ class AffineFakeQuantizer(FakeQuantizeBase):
         self.register_buffer("scale", torch.ones(shape))
         self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("calibrated", torch.tensor(False))
+        for name in LEARNT_ROUNDING:
+            self.register_buffer(name, None)
         self.enabled = True
         self.name = ""
         self.trained: Callable[[Tensor], Tensor] | None = None
@@ -123,11 +133,39 @@ class AffineFakeQuantizer(FakeQuantizeBase):
 
     @torch.no_grad()
     def set_parameters(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Set the grid itself; shapes ``()`` or ``(C,)``."""
+        """Set the grid itself; shapes ``()`` or ``(C,)``. Rounding learnt on another is lost."""
+        if self.base_codes is not None and not (
+            torch.equal(scale.to(self.scale), self.scale)
+            and torch.equal(zero_point.to(self.zero_point), self.zero_point)
+        ):
+            self.forget_rounding()
         self.scale = scale.to(self.scale).reshape(scale.shape).clone()
         self.zero_point = zero_point.to(self.zero_point).reshape(zero_point.shape).clone()
         self.calibrated.fill_(True)
         self._ready = True
+
+    @torch.no_grad()
+    def set_rounding(self, base_codes: Tensor, rounding: Tensor) -> Tensor:
+        """Keep a rounding that was learnt for the present grid; gives the weight it stands for.
+
+            code = clamp(base_codes + rounding + zero_point, quant_min, quant_max)
+
+        Args:
+            base_codes: Whole numbers, shaped as the weight [step].
+            rounding: bool, shaped as the weight.
+
+        Returns:
+            ``(code - zero_point) * scale`` [units of the weight]: quantizing it gives ``code``.
+        """
+        self.base_codes = base_codes.to(self.zero_point, copy=True)
+        self.rounding = rounding.to(self.zero_point.device, torch.bool, copy=True)
+        scale, zero_point = self._broadcast(self.base_codes)
+        codes = (self.base_codes + self.rounding + zero_point).clamp(self.quant_min, self.quant_max)
+        return (codes - zero_point) * scale
+
+    def forget_rounding(self) -> None:
+        """The weight or its grid changed: what was learnt for the old ones says nothing now."""
+        self.base_codes = self.rounding = None
 
     def low_high(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest value that the grid expresses [units of x]."""
@@ -183,6 +221,9 @@ class AffineFakeQuantizer(FakeQuantizeBase):
             if prefix + name in state_dict:
                 # Per-channel parameters take their length from the weight at calibration.
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+        for name in LEARNT_ROUNDING:
+            found = state_dict.get(prefix + name)
+            setattr(self, name, None if found is None else torch.empty_like(found))
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.convert_range_state()
 

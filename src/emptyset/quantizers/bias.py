@@ -22,6 +22,11 @@ class BiasFakeQuantizer(nn.Module):
         # In a tuple, so that they are not registered a second time.
         self._owners = (inputs, weight)
 
+    @property
+    def owners(self) -> tuple[AffineFakeQuantizer, AffineFakeQuantizer]:
+        """Quantizers of the layer's input and weight."""
+        return self._owners
+
     def step(self) -> Tensor:
         """``(C,)`` float32 step, as the runtime computes it."""
         inputs, weight = self._owners

@@ -142,6 +142,7 @@ class LearnedStep:
     def __init__(self, quantizer: AffineFakeQuantizer, mask: str) -> None:
         self._quantizer, self._mask = quantizer, mask
         self._start = quantizer.scale.detach().clone()
+        quantizer.forget_rounding()
         self._codes = (quantizer.quant_min, quantizer.quant_max)
         self.parameter = torch.zeros_like(self._start).requires_grad_()
 

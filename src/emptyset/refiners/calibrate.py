@@ -2,8 +2,10 @@
 
 Source: ours; the parts are the range estimators of `emptyset.ranges`.
 Idea: run the float network over the images, let an estimator watch every tensor that is quantized,
-    then set the grids. No gradient, one pass, memory that does not grow with the images.
-Needs: a prepared student and at least one batch of images.
+    then set the grids. No gradient, one pass, memory that does not grow with the images. Or, with
+    no image at all, let it see what the BatchNorms say of every tensor (Nagel et al. 2019,
+    arXiv:1906.04721, section 4.1: mean ∓ 6 deviations).
+Needs: a prepared student, and at least one batch of images or a network with BatchNorm.
 """
 
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor, State
 from emptyset.quantizers.affine import AffineFakeQuantizer
 from emptyset.ranges.estimator import RangeEstimator
+from emptyset.refiners.statistics_as_values import observe_statistics
 from emptyset.registry import ranges, refiners
 
 PIXELS_IN_A_FORWARD = 64 * 64 * 64
@@ -37,6 +40,10 @@ class CalibrateConfig:
         activation_range: Range estimator of activations; ``auto`` likewise.
         input_range: Range of the image itself: ``pixels``: black to white, which the teacher's mean
             and std tell; ``observed``: like any other activation.
+        activation_values: What activations are estimated from: ``images``, or ``batch_norm``: what
+            the network's BatchNorms tell; images are then not looked at.
+        deviations: With ``batch_norm`` and ``min_max``, how many standard deviations the range
+            reaches from the mean of each channel.
         batch_size: Most images in one forward; fewer of images above 64 x 64, so that memory
             stays about the same.
     """
@@ -44,6 +51,8 @@ class CalibrateConfig:
     weight_range: str = "auto"
     activation_range: str = "auto"
     input_range: str = "pixels"
+    activation_values: str = "images"
+    deviations: float = 6.0
     batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -53,6 +62,13 @@ class CalibrateConfig:
             raise ValueError(
                 f"input_range must be 'pixels' or 'observed'. Got '{self.input_range}'."
             )
+        if self.activation_values not in ("images", "batch_norm"):
+            raise ValueError(
+                "activation_values must be 'images' or 'batch_norm'. Got "
+                f"'{self.activation_values}'."
+            )
+        if not self.deviations > 0:
+            raise ValueError(f"deviations must be above 0. Got {self.deviations}.")
         for name in (self.weight_range, self.activation_range):
             if name != "auto":
                 ranges.get(name)
@@ -75,6 +91,10 @@ class Calibrate:
 
     config: CalibrateConfig
 
+    def needs_images(self) -> bool:
+        """Whether it looks at images."""
+        return self.config.activation_values == "images"
+
     def refine(
         self, student: Student, images: Images, *, seed: int = 0, monitor: Monitor = SILENT
     ) -> None:
@@ -89,14 +109,40 @@ class Calibrate:
         Raises:
             ImagesError: If there are no images.
             NotCalibratedError: If values that pass through are not finite.
+            UnsupportedModelError: If BatchNorm is to tell the ranges and does not.
         """
         del seed
-        if len(images) == 0:
-            raise ImagesError("calibrate: there are no images. Give at least one batch.")
         watched = {n: q for n, q in student.quantizers.items() if q.axis is None}
         estimators = {name: self._estimator(q) for name, q in watched.items()}
+        if self.config.activation_values == "batch_norm":
+            observe_statistics(student, estimators, self.config.deviations)
+        else:
+            self._observe(student, images, watched, estimators, monitor)
+        for name, quantizer in student.quantizers.items():
+            if name in estimators:
+                quantizer.set_range(*estimators[name].low_high())
+            else:
+                self._set_weight(student, name, quantizer)
+        if self.config.input_range == "pixels" and _quantizes_images_alone(student):
+            student.quantizers[INPUT].set_range(*student.teacher.input.pixel_range())
+        keep_biases_in_int32(student)
+
+    def _observe(
+        self,
+        student: Student,
+        images: Images,
+        watched: dict[str, AffineFakeQuantizer],
+        estimators: dict[str, RangeEstimator],
+        monitor: Monitor,
+    ) -> None:
+        """One pass over the images."""
+        if len(images) == 0:
+            raise ImagesError(
+                "calibrate: there are no images. Give at least one batch, or set "
+                "activation_values to batch_norm, which needs none."
+            )
         done = _restore(estimators, monitor.restore("calibrate"))
-        with student.float_mode(), torch.no_grad(), _Watching(watched, estimators):
+        with student.unquantized(), torch.no_grad(), _Watching(watched, estimators):
             seen = 0
             for batch in images.batches(self._batch_size(student)):
                 seen += len(batch.images)
@@ -106,14 +152,6 @@ class Calibrate:
                 monitor.advance("calibrate", seen, len(images))
                 count = seen
                 monitor.keep("calibrate", lambda count=count: _state(estimators, count))  # type: ignore[misc]
-        for name, quantizer in student.quantizers.items():
-            if name in estimators:
-                quantizer.set_range(*estimators[name].low_high())
-            else:
-                self._set_weight(student, name, quantizer)
-        if self.config.input_range == "pixels" and _quantizes_images_alone(student):
-            student.quantizers[INPUT].set_range(*student.teacher.input.pixel_range())
-        keep_biases_in_int32(student)
 
     def _batch_size(self, student: Student) -> int:
         _, height, width = student.teacher.input.shape

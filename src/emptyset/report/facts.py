@@ -71,8 +71,18 @@ def _agreement(metrics: dict[str, Any]) -> Row:
     return Row("agreement with the teacher", "", percent(found["share"]), remark)
 
 
+def described_bits(metrics: dict[str, Any]) -> str:
+    """``w4a8``, or ``w4a8, mixed within 0.6`` where each layer has its own."""
+    bits: str = metrics["plan"]["bits"]
+    mixed = metrics.get("mixed_precision")
+    return f"{bits}, mixed within {mixed['budget']}" if mixed else bits
+
+
 def _bits(metrics: dict[str, Any]) -> Row:
     """Storage and computation are told apart."""
+    mixed = metrics.get("mixed_precision")
+    if mixed:
+        return _mixed_bits(metrics, mixed)
     bits = metrics["plan"]["bits"]
     least = min((row["weight_bits"] for row in metrics["layers"]), default=8)
     remark = "of weights and activations"
@@ -83,6 +93,16 @@ def _bits(metrics: dict[str, Any]) -> Row:
             "8-bit kernels compute"
         )
     return Row("bits", "32", bits, remark)
+
+
+def _mixed_bits(metrics: dict[str, Any], mixed: dict[str, Any]) -> Row:
+    widths = sorted({row["weight_bits"] for row in metrics["layers"]})
+    remark = (
+        f"of weights, chosen layer by layer within {mixed['budget']}: on average "
+        f"{mixed['chosen']['average_bits']:.2f} where the plan leaves a choice; stored in 4 or 8; "
+        "where the file runs on integers, 8-bit kernels compute"
+    )
+    return Row("bits", "32", ", ".join(map(str, widths)), remark)
 
 
 def _file(metrics: dict[str, Any]) -> list[Row]:

@@ -4,10 +4,14 @@ Paper: Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepIn
     arXiv:1912.08795; schedule and settings of the released ImageNet code, setting 0.
 Idea: images of a class that are smooth, stay small, and cause the BatchNorm statistics that the
     teacher stored. Adaptive DeepInversion adds that a student should disagree with the teacher.
-Needs: a teacher with BatchNorm2d layers and at least 2 classes; with ``low_resolution_share`` one
-    that takes images of half the size too. The adaptive form needs a student, which is given in
-    Python, not by a recipe: ``DeepInversion(config, student=network)``; it maps images in the
-    teacher's normalised units to logits.
+Needs: a teacher with BatchNorm layers, unless ``statistics_weight`` is 0, and at least 2 classes,
+    unless ``class_weight`` is 0; with ``low_resolution_share`` one that takes images of half the
+    size too. The adaptive form needs a student: a network by its name (``student``), or in Python
+    any function, ``DeepInversion(config, student=network)``.
+Other published settings: ImageNet setting 1 has 2,000 steps, none at half the size; setting 2 has
+    20,000, betas 0.9 and 0.999, no clipping and batches of 152. CIFAR-10: 2,000 steps, none at half
+    the size, batches of 256, learning rate 0.05, statistics_weight 10, smoothness_weight 2.5e-5,
+    norm_weight 0, roll 2, no flips, no clipping.
 Differs from source:
     * The images kept are those of the smallest loss at full size. The code compares losses of both
       sizes, and its CIFAR version keeps an alias of the last images.
@@ -15,33 +19,34 @@ Differs from source:
     * Any size of image: ``roll`` is in pixels of the full size.
 """
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from emptyset.errors import RecipeError, UnsupportedModelError
-from emptyset.images.image_set import ImageSet
-from emptyset.inversion.batch_plan import require_count
-from emptyset.inversion.engine import invert
+from emptyset.inversion.config import InversionConfig
+from emptyset.inversion.frozen_teacher import FrozenTeacher
 from emptyset.inversion.labels import random_labels
 from emptyset.inversion.method import Group, Method, Objective, Seen
+from emptyset.inversion.other_networks import named_network, require_same_task
 from emptyset.inversion.resampling import draw_roll, rolled
 from emptyset.inversion.schedules import Cosine
 from emptyset.inversion.setting_checks import (
-    require_low_pass,
     require_not_negative,
     require_positive,
     require_share,
+    require_use_of_classes,
 )
 from emptyset.inversion.standard_units import StandardUnits, standard_units
+from emptyset.inversion.synthesizer import InversionSynthesizer
 from emptyset.inversion.updates import Adam, Clipped, Restarted, Update
 from emptyset.losses.batch_norm_statistics import deep_inversion_statistics
 from emptyset.losses.competition import competition_loss
 from emptyset.losses.pixel_norm import pixel_norm_per_image
 from emptyset.losses.total_variation import total_variation
-from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import synthesizers
 from emptyset.teachers.teacher import Teacher
 
@@ -50,7 +55,7 @@ Student = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepInversionConfig:
+class DeepInversionConfig(InversionConfig):
     """Settings of DeepInversion. Defaults are the published ones for ImageNet.
 
     Attributes:
@@ -63,15 +68,14 @@ class DeepInversionConfig:
         first_layer_multiplier: Additional weight of the first BatchNorm layer.
         smoothness_weight: Of the total variation of the batch (α_tv).
         norm_weight: Of the mean norm of the images (α_l2).
-        class_weight: Of the cross-entropy.
+        class_weight: Of the cross-entropy; 0: no classes.
         adaptive_weight: Of the competition with a student (α_c; the paper's is 0.2).
+        student: Network to compete with, named as teachers are; null: none, or given in Python.
         temperature: Of the competition [logit units].
         roll: Greatest random shift [pixels].
         flip: Probability of mirroring.
         clip: Keep pixels between black and white.
-        batch_size: Most images optimised together.
         classes: Make images of these classes only; empty: of all.
-        low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
     """
 
     steps: int = 3000
@@ -85,23 +89,29 @@ class DeepInversionConfig:
     norm_weight: float = 1e-5
     class_weight: float = 1.0
     adaptive_weight: float = 0.0
+    student: str | None = None
     temperature: float = 3.0
     roll: int = 30
     flip: float = 0.5
     clip: bool = True
     batch_size: int = 84
     classes: tuple[int, ...] = ()
-    low_pass: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "learning_rate", "temperature", "batch_size")
+        super().__post_init__()
+        require_use_of_classes(self, "class_weight")
+        require_positive(self, "learning_rate", "temperature")
         require_not_negative(self, "warm_up", "statistics_weight", "first_layer_multiplier")
         require_not_negative(self, "smoothness_weight", "norm_weight", "class_weight")
         require_not_negative(self, "adaptive_weight", "roll")
         require_share(self, "flip", "low_resolution_share")
-        require_low_pass(self)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"'betas' must lie in 0..1, below 1. Got {self.betas}.")
+        if self.student is not None and not self.adaptive_weight:
+            raise ValueError(
+                f"'student' is '{self.student}', but 'adaptive_weight' is 0, so it would not be "
+                "asked. Set 'adaptive_weight', for example to 0.2."
+            )
         if self.low_resolution_share == 1:
             raise ValueError("'low_resolution_share' must leave steps at full size. Got 1.")
 
@@ -123,41 +133,15 @@ class DeepInversionConfig:
     source="DeepInversion, Yin et al. 2020, arXiv:1912.08795",
 )
 @dataclass(frozen=True)
-class DeepInversion:
+class DeepInversion(InversionSynthesizer):
     """See the module docstring."""
 
     config: DeepInversionConfig
     student: Student | None = None
 
-    def synthesize(
-        self, teacher: Teacher, count: int, *, seed: int, monitor: Monitor = SILENT
-    ) -> ImageSet:
-        """Exactly ``count`` images, with the class indices that they were made for.
-
-        Args:
-            teacher: With BatchNorm2d layers and at least 2 classes.
-            count: At least 2.
-            seed: Seed of everything random.
-            monitor: Hears of progress, keeps and restores states.
-
-        Raises:
-            UnsupportedModelError: If the teacher lacks what the method needs.
-            ImagesError: If the count or a class cannot be, or the loss is not finite.
-            RecipeError: If ``adaptive_weight`` is set without a student.
-        """
-        require_count("deep_inversion", count)
-        method = self.method(teacher)
-        settings = asdict(self.config)
-        return invert(method, teacher, count, seed=seed, settings=settings, monitor=monitor)
-
     def method(self, teacher: Teacher) -> Method:
         """The parts that the engine runs."""
         config = self.config
-        if config.adaptive_weight and self.student is None:
-            raise RecipeError(
-                "deep_inversion: 'adaptive_weight' needs a student to compete with, and a recipe "
-                "cannot name one. In Python: DeepInversion(config, student=network)."
-            )
         if config.low_resolution_steps:
             _require_half_size(teacher)
         units = standard_units(teacher.input)
@@ -167,6 +151,9 @@ class DeepInversion:
             rule = Clipped(rule, *units.pixel_range())
         schedule = Cosine(config.learning_rate, warm_up=config.warm_up, restarts=restarts)
         shape = teacher.input.shape
+        labels = None
+        if config.class_weight:
+            labels = random_labels(teacher, "deep_inversion", config.classes)
 
         def draw(step: int, generator: torch.Generator, _count: int) -> dict[str, Tensor]:
             divisor = 2 if step < config.low_resolution_steps else 1
@@ -176,37 +163,66 @@ class DeepInversion:
 
         return Method(
             name="deep_inversion",
-            objective=self.objective_for(units),
+            objective=self.objective_for(units, self._student(teacher)),
             groups=(Group(rule, schedule),),
             steps=config.steps,
             batch_size=config.batch_size,
-            targets=random_labels(teacher, "deep_inversion", config.classes),
+            targets=labels,
             draw=draw,
             augment=_pooled_and_rolled,
             low_pass=config.low_pass,
+            joint_steps=config.turn,
             keep_best=True,
             best_from=config.low_resolution_steps,
+            needs_batch_norm=config.statistics_weight > 0,
         )
 
-    def objective_for(self, units: StandardUnits) -> Objective:
+    def _student(self, teacher: Teacher) -> Student | None:
+        """Whom to compete with."""
+        config = self.config
+        if not config.adaptive_weight:
+            return None
+        if (self.student is None) == (config.student is None):
+            raise RecipeError(
+                "deep_inversion: 'adaptive_weight' needs one student to compete with. Name a "
+                "network in 'student', or give any in Python: DeepInversion(config, student=...)."
+            )
+        if config.student is None:
+            return self.student
+        named = named_network(config.student)
+        require_same_task(teacher, named, "deep_inversion")
+        frozen = FrozenTeacher(named, teacher.example(1).device)
+        units = standard_units(teacher.input)
+
+        def student(images_NCHW: Tensor) -> Tensor:
+            standard = frozen.units.from_other(units.from_teacher(images_NCHW), units)
+            logits: Tensor = frozen.module(frozen.units.to_teacher(standard))
+            return logits
+
+        return student
+
+    def objective_for(self, units: StandardUnits, student: Student | None = None) -> Objective:
         """Loss = CE + α_f · R_feature + α_tv · R_tv + α_l2 · R_l2 + α_c · R_compete.
 
         Args:
             units: Of the teacher, in whose own units the student sees the images.
+            student: Whom to compete with.
         """
-        config, student = self.config, self.student
+        config = self.config
 
         def objective(seen: Seen) -> Tensor:
-            statistics = deep_inversion_statistics(
-                seen.layers, first_multiplier=config.first_layer_multiplier
-            )
-            loss = config.statistics_weight * statistics
-            loss = loss + config.smoothness_weight * total_variation(seen.images)
+            loss = seen.logits.new_zeros(())
+            if config.statistics_weight:
+                multiplier = config.first_layer_multiplier
+                statistics = deep_inversion_statistics(seen.layers, first_multiplier=multiplier)
+                loss = config.statistics_weight * statistics
+            if config.smoothness_weight:
+                loss = loss + config.smoothness_weight * total_variation(seen.images)
             loss = loss + config.norm_weight * pixel_norm_per_image(seen.images).mean()
             if seen.targets is not None:
                 classes = nn.functional.cross_entropy(seen.logits, seen.targets)
                 loss = loss + config.class_weight * classes
-            if student is not None and config.adaptive_weight:
+            if student is not None:
                 theirs = student(units.to_teacher(seen.images)).float()
                 competition = competition_loss(seen.logits, theirs, temperature=config.temperature)
                 loss = loss + config.adaptive_weight * competition
@@ -228,7 +244,8 @@ def _require_half_size(teacher: Teacher) -> None:
         if min(example.shape[2:]) < 4:
             raise ValueError("fewer than 2 pixels would be left")
         with torch.no_grad():
-            teacher.module(nn.functional.avg_pool2d(example, 2))
+            # A copy: in training mode a forward would change what BatchNorm stores.
+            copy.deepcopy(teacher.module).eval()(nn.functional.avg_pool2d(example, 2))
     # Whatever a network may raise that is built for one size.
     except Exception as error:
         raise UnsupportedModelError(

@@ -5,7 +5,7 @@ Paper: Leng et al., "DFFG: Fast Gradient Iteration for Data-free Quantization", 
 Idea: MI-FGSM moves every pixel by the same step against the sign of a momentum of gradients. That
     is fast and keeps images apart, and images taken during one optimisation are all used: S
     harvests give S times the images for the same work.
-Needs: a teacher with BatchNorm2d layers and at least 2 classes.
+Needs: a teacher with BatchNorm layers and at least 2 classes.
 Reconstructed (ours), as the poster does not print it: momentum, step sizes and their decay, all
     weights, steps, burn-in, number of snapshots, and the form of L_BNS (GDFQ's).
 Differs from source:
@@ -16,53 +16,49 @@ Differs from source:
       ``restart`` and ``crop`` are ours.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from emptyset.images.image_set import ImageSet
-from emptyset.inversion.batch_plan import require_count
-from emptyset.inversion.engine import invert
+from emptyset.inversion.config import InversionConfig
 from emptyset.inversion.labels import random_labels
 from emptyset.inversion.local_reinforcement import LocalReinforcement
 from emptyset.inversion.method import Group, Method, Seen
 from emptyset.inversion.schedules import Cosine
 from emptyset.inversion.setting_checks import (
     require_choice,
-    require_low_pass,
     require_not_negative,
     require_positive,
+    require_use_of_classes,
 )
 from emptyset.inversion.snapshots import evenly_spaced
+from emptyset.inversion.synthesizer import InversionSynthesizer
 from emptyset.inversion.updates import Adam, MomentumSign, Restarted, Update
 from emptyset.losses.batch_norm_statistics import gdfq_statistics
 from emptyset.losses.pixel_norm import pixel_norm_per_image
 from emptyset.losses.total_variation import total_variation_per_image
-from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import synthesizers
 from emptyset.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
-class DffgConfig:
+class DffgConfig(InversionConfig):
     """Settings of DFFG. None is published; defaults are a labelled reconstruction.
 
     Attributes:
-        steps: Steps per batch.
-        step_size: First step size [standardised pixel units per step].
+        step_size: First step size; Adam's learning rate [standardised pixel units per step].
         final_step_size: Step size at the end of the cosine.
         momentum: Weight of earlier gradients (``mi_fgsm``).
         update: ``mi_fgsm``, or ``adam`` to compare with.
         smoothness_weight: Of the total variation per image (α_tv).
         norm_weight: Of the norm per image (α_l2).
-        class_weight: Of the cross-entropy (β).
+        class_weight: Of the cross-entropy (β); 0: no classes.
         snapshots: Harvests per batch.
         burn_in: Share of the steps before the first harvest may be taken.
         restart: Start step size and momentum anew after each harvest.
         crop: Look at random crops, with IntraQ's local object reinforcement.
         batch_size: Most images optimised together; each gives ``snapshots`` images.
         classes: Make images of these classes only; empty: of all.
-        low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
     """
 
     steps: int = 500
@@ -79,14 +75,14 @@ class DffgConfig:
     crop: bool = False
     batch_size: int = 512
     classes: tuple[int, ...] = ()
-    low_pass: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "step_size", "snapshots", "batch_size")
+        super().__post_init__()
+        require_positive(self, "step_size", "snapshots")
         require_not_negative(self, "final_step_size", "momentum")
         require_not_negative(self, "smoothness_weight", "norm_weight", "class_weight")
         require_choice(self, "update", ("mi_fgsm", "adam"))
-        require_low_pass(self)
+        require_use_of_classes(self, "class_weight")
         if not 0 <= self.burn_in < 1:
             raise ValueError(f"'burn_in' must lie in 0..1, below 1. Got {self.burn_in}.")
         evenly_spaced(self.steps, self.burn_in, self.snapshots)
@@ -104,30 +100,10 @@ class DffgConfig:
     source="DFFG, Leng et al., BMVC 2023 (poster); settings and weights reconstructed",
 )
 @dataclass(frozen=True)
-class Dffg:
+class Dffg(InversionSynthesizer):
     """See the module docstring."""
 
     config: DffgConfig
-
-    def synthesize(
-        self, teacher: Teacher, count: int, *, seed: int, monitor: Monitor = SILENT
-    ) -> ImageSet:
-        """Exactly ``count`` images, with the class indices that they were made for.
-
-        Args:
-            teacher: With BatchNorm2d layers and at least 2 classes.
-            count: At least 2.
-            seed: Seed of everything random.
-            monitor: Hears of progress, keeps and restores states.
-
-        Raises:
-            UnsupportedModelError: If the teacher has no BatchNorm2d layers or no classes.
-            ImagesError: If the count or a class cannot be, or the loss is not finite.
-        """
-        require_count("dffg", count)
-        method = self.method(teacher)
-        settings = asdict(self.config)
-        return invert(method, teacher, count, seed=seed, settings=settings, monitor=monitor)
 
     def method(self, teacher: Teacher) -> Method:
         """The parts that the engine runs."""
@@ -145,11 +121,12 @@ class Dffg:
             groups=(Group(rule, schedule),),
             steps=config.steps,
             batch_size=config.batch_size,
-            targets=random_labels(teacher, "dffg", config.classes),
+            targets=random_labels(teacher, "dffg", config.classes) if config.class_weight else None,
             draw=None if looks is None else looks.draw,
             augment=None if looks is None else looks.augment,
             snapshots=snapshots,
             low_pass=config.low_pass,
+            joint_steps=config.turn,
         )
 
     def objective(self, seen: Seen) -> Tensor:

@@ -5,7 +5,7 @@ Papers: Zhang et al., "Diversifying Sample Generation for Accurate Data-Free Qua
     TPAMI 2023 (adds sample correlation inhibition). Settings of the released PTQ code.
 Idea: statistics of images need not be nearer to the stored ones than those of Gaussian noise mostly
     are; every image cares most for one layer of its own; images are to be no more alike than noise.
-Needs: a teacher with BatchNorm2d layers; at least 2 classes, unless ``class_weight`` is 0.
+Needs: a teacher with BatchNorm layers; at least 2 classes, unless ``class_weight`` is 0.
 Differs from source:
     * The layer of an image has the weight 2, as the paper has it. The code doubles the gap before
       it is squared, so 4, and counts 20 layers whatever the network (``legacy``).
@@ -15,32 +15,29 @@ Differs from source:
     * Ours: how many Gaussian images; the size prior is the mean norm of the images.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from emptyset.errors import UnsupportedModelError
-from emptyset.images.image_set import ImageSet
-from emptyset.inversion.batch_plan import require_count
-from emptyset.inversion.engine import invert
+from emptyset.inversion.config import JOINT, PlateauConfig
 from emptyset.inversion.labels import random_labels
 from emptyset.inversion.method import BatchStart, Group, Method, Seen
 from emptyset.inversion.resampling import draw_roll, rolled
-from emptyset.inversion.schedules import Plateau
 from emptyset.inversion.setting_checks import (
-    require_choice,
-    require_low_pass,
     require_not_negative,
     require_positive,
     require_share,
+    require_use_of_classes,
 )
+from emptyset.inversion.synthesizer import InversionSynthesizer
 from emptyset.inversion.updates import Adam
 from emptyset.losses.pixel_norm import pixel_norm_per_image
 from emptyset.losses.sample_correlation import sample_correlation, spectrum
 from emptyset.losses.slack_alignment import layer_enhancement, slack_alignment, slack_of
 from emptyset.losses.total_variation import total_variation
-from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import synthesizers
 from emptyset.teachers.teacher import Teacher
 
@@ -48,19 +45,15 @@ _LEGACY_FACTOR, _LEGACY_LAYERS = 4.0, 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class DsgConfig:
+class DsgConfig(PlateauConfig):
     """Settings of DSG. Defaults are those of the released PTQ code unless marked "ours".
 
     Attributes:
-        steps: Adam steps per batch.
         learning_rate: First step size [standardised pixel units per step].
-        plateau_patience: Steps without a new best loss before the step size falls.
-        plateau_factor: What it is multiplied by.
-        plateau_minimum: Its lower limit [standardised pixel units per step].
-        batch_size: Most images optimised together.
         slack_quantile: ε, share of the channels whose noise stays within the slack; 0: no slack.
         slack_images: Gaussian images that the slack is computed from. Ours.
-        statistics: Of every image (``sample``) or of the batch (``batch``).
+        statistics: Whose are matched: those of every image (``sample``), of the ``batch``, or of
+            all batches together (``joint``).
         layer_enhancement: Every image cares twice as much for one layer.
         correlation_weight: Of sample correlation inhibition, divided by the number of layers.
         spectrum_weight: Of the eigenvalues in it.
@@ -70,14 +63,13 @@ class DsgConfig:
         roll: Greatest random shift [pixels].
         legacy: Layer enhancement as in the released code: factor 4, always 20 layers.
         classes: Make images of these classes only; empty: of all.
-        low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
     """
+
+    statistics_known: ClassVar[tuple[str, ...]] = ("sample", "batch", JOINT)
 
     steps: int = 500
     learning_rate: float = 0.9
     plateau_patience: int = 260
-    plateau_factor: float = 0.1
-    plateau_minimum: float = 1e-4
     batch_size: int = 40
     slack_quantile: float = 0.9
     slack_images: int = 128
@@ -91,18 +83,14 @@ class DsgConfig:
     roll: int = 30
     legacy: bool = False
     classes: tuple[int, ...] = ()
-    low_pass: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "learning_rate", "plateau_patience", "batch_size")
-        require_positive(self, "slack_images")
+        super().__post_init__()
+        require_use_of_classes(self, "class_weight")
+        require_positive(self, "learning_rate", "slack_images")
         require_share(self, "slack_quantile")
-        require_not_negative(self, "plateau_minimum", "correlation_weight", "spectrum_weight")
+        require_not_negative(self, "correlation_weight", "spectrum_weight")
         require_not_negative(self, "class_weight", "smoothness_weight", "norm_weight", "roll")
-        require_choice(self, "statistics", ("sample", "batch"))
-        require_low_pass(self)
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"'plateau_factor' must lie in 0..1. Got {self.plateau_factor}.")
 
     @classmethod
     def smallest(cls) -> "DsgConfig":
@@ -117,54 +105,30 @@ class DsgConfig:
     source="DSG, Zhang et al. 2021, arXiv:2103.01049; Qin et al., TPAMI 2023",
 )
 @dataclass(frozen=True)
-class Dsg:
+class Dsg(InversionSynthesizer):
     """See the module docstring."""
 
     config: DsgConfig
-
-    def synthesize(
-        self, teacher: Teacher, count: int, *, seed: int, monitor: Monitor = SILENT
-    ) -> ImageSet:
-        """Exactly ``count`` images, with class indices unless ``class_weight`` is 0.
-
-        Args:
-            teacher: See the module docstring.
-            count: At least 2.
-            seed: Seed of everything random.
-            monitor: Hears of progress, keeps and restores states.
-
-        Raises:
-            UnsupportedModelError: If the teacher has no BatchNorm2d layers or no classes.
-            ImagesError: If the count or a class cannot be, or the loss is not finite.
-        """
-        require_count("dsg", count)
-        method = self.method(teacher)
-        settings = asdict(self.config)
-        return invert(method, teacher, count, seed=seed, settings=settings, monitor=monitor)
 
     def method(self, teacher: Teacher) -> Method:
         """The parts that the engine runs."""
         config = self.config
         height, width = teacher.input.shape[1:]
-        schedule = Plateau(
-            config.learning_rate,
-            config.plateau_factor,
-            config.plateau_patience,
-            config.plateau_minimum,
-        )
         return Method(
             name="dsg",
             objective=self.objective,
-            groups=(Group(Adam(), schedule),),
+            groups=(Group(Adam(), config.plateau(config.learning_rate)),),
             steps=config.steps,
             batch_size=config.batch_size,
             targets=random_labels(teacher, "dsg", config.classes) if config.class_weight else None,
             context=self.context,
+            context_follows=False,
             draw=lambda _step, generator, _count: draw_roll(
                 height, width, most=config.roll, flip=0.0, generator=generator
             ),
             augment=lambda images, drawn: rolled(images, drawn["roll_rows"], drawn["roll_columns"]),
             low_pass=config.low_pass,
+            joint_steps=config.turn,
         )
 
     def context(self, start: BatchStart) -> dict[str, Tensor]:
@@ -173,7 +137,7 @@ class Dsg:
         noise = torch.randn(config.slack_images, *start.shape[1:], generator=start.generator)
         layers = start.look(noise).layers
         if not layers:
-            raise UnsupportedModelError("dsg: the teacher calls none of its BatchNorm2d layers.")
+            raise UnsupportedModelError("dsg: the teacher calls none of its BatchNorm layers.")
         slack = slack_of(layers, config.slack_quantile)
         if not config.slack_quantile:
             slack = torch.zeros_like(slack)

@@ -5,7 +5,7 @@ Paper: Jeon et al., "Genie: Show Me the Data for Quantization", CVPR 2023, arXiv
 Idea: a fresh generator per batch shares what its images have in common; strided convolutions of the
     teacher see their input shifted at random (swing convolution), so that their grid leaves no
     pattern.
-Needs: a teacher with BatchNorm2d layers. No labels.
+Needs: a teacher with BatchNorm layers. No labels.
 Differs from source:
     * The code calls the latents' step size ``lr_g`` and the generator's ``lr_z``; here numbers are
       followed, names are not.
@@ -13,40 +13,34 @@ Differs from source:
     * Any size of image; the code is for 224 pixels. Settings for other sizes are not published.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from emptyset.generators.latent_upsampler import WEIGHTS, LatentUpsampler
-from emptyset.images.image_set import ImageSet
-from emptyset.inversion.batch_plan import require_count
-from emptyset.inversion.engine import invert
+from emptyset.inversion.config import PlateauConfig
 from emptyset.inversion.method import Draw, Group, Method, Seen
-from emptyset.inversion.schedules import Plateau, Staircase
+from emptyset.inversion.schedules import Staircase
 from emptyset.inversion.setting_checks import (
-    require_low_pass,
     require_not_negative,
     require_positive,
 )
 from emptyset.inversion.swing import draw_offsets, strided_convolutions
+from emptyset.inversion.synthesizer import InversionSynthesizer
 from emptyset.inversion.updates import Adam
 from emptyset.losses.batch_norm_statistics import genie_statistics, zeroq_statistics
 from emptyset.losses.layer_statistics import input_statistics
-from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import synthesizers
 from emptyset.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenieDConfig:
+class GenieDConfig(PlateauConfig):
     """Settings of Genie-D. Defaults are those of the released code.
 
     Attributes:
-        steps: Adam steps per batch.
         latent_learning_rate: First step size of the latents.
-        plateau_patience: Steps without a new best loss before it falls.
-        plateau_factor: What it is multiplied by.
         plateau_minimum: Its lower limit.
         generator_learning_rate: First step size of the generator's weights.
         generator_decay: What it is multiplied by,
@@ -56,14 +50,11 @@ class GenieDConfig:
         input_weight: Of the statistics of the images themselves.
         swing: Shift what strided convolutions see.
         batch_size: Most images of one generator.
-        low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
     """
 
     steps: int = 4000
     latent_learning_rate: float = 0.1
     plateau_patience: int = 100
-    plateau_factor: float = 0.1
-    plateau_minimum: float = 1e-4
     generator_learning_rate: float = 0.01
     generator_decay: float = 0.95
     generator_decay_every: int = 100
@@ -72,16 +63,12 @@ class GenieDConfig:
     input_weight: float = 1.0
     swing: bool = True
     batch_size: int = 128
-    low_pass: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "latent_learning_rate", "generator_learning_rate")
-        require_positive(self, "plateau_patience", "generator_decay", "generator_decay_every")
-        require_positive(self, "latent", "batch_size")
-        require_not_negative(self, "plateau_minimum", "input_weight")
-        require_low_pass(self)
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"'plateau_factor' must lie in 0..1. Got {self.plateau_factor}.")
+        super().__post_init__()
+        require_positive(self, "latent_learning_rate", "generator_learning_rate")
+        require_positive(self, "generator_decay", "generator_decay_every", "latent")
+        require_not_negative(self, "input_weight")
         if min(self.widths) < 1:
             raise ValueError(f"'widths' must be positive. Got {self.widths}.")
 
@@ -98,40 +85,15 @@ class GenieDConfig:
     source="Genie, Jeon et al. 2023, arXiv:2212.04780",
 )
 @dataclass(frozen=True)
-class GenieD:
+class GenieD(InversionSynthesizer):
     """See the module docstring."""
 
     config: GenieDConfig
 
-    def synthesize(
-        self, teacher: Teacher, count: int, *, seed: int, monitor: Monitor = SILENT
-    ) -> ImageSet:
-        """Exactly ``count`` images, without targets.
-
-        Args:
-            teacher: With BatchNorm2d layers.
-            count: At least 2.
-            seed: Seed of everything random.
-            monitor: Hears of progress, keeps and restores states.
-
-        Raises:
-            UnsupportedModelError: If the teacher has no BatchNorm2d layers.
-            ImagesError: If fewer than 2 images are asked for, or the loss is not finite.
-        """
-        require_count("genie_d", count)
-        method = self.method(teacher)
-        settings = asdict(self.config)
-        return invert(method, teacher, count, seed=seed, settings=settings, monitor=monitor)
-
     def method(self, teacher: Teacher) -> Method:
         """The parts that the engine runs."""
         config = self.config
-        latents = Plateau(
-            config.latent_learning_rate,
-            config.plateau_factor,
-            config.plateau_patience,
-            config.plateau_minimum,
-        )
+        latents = config.plateau(config.latent_learning_rate)
         weights = Staircase(
             config.generator_learning_rate, config.generator_decay, config.generator_decay_every
         )
@@ -146,6 +108,7 @@ class GenieD:
             draw=_draw_swing(strided) if strided else None,
             swing=strided > 0,
             low_pass=config.low_pass,
+            joint_steps=config.turn,
         )
 
     def objective(self, seen: Seen) -> Tensor:

@@ -5,7 +5,7 @@ Paper: Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class Heterog
 Idea: beside matching BatchNorm statistics, look at random crops (local object reinforcement), keep
     images away from the centre of their class but not too far (marginal distance constraint), and
     give each image a confidence of its own to reach (soft inception loss).
-Needs: a teacher with BatchNorm2d layers, a linear classifier and at least 2 classes.
+Needs: a teacher with BatchNorm layers, a linear classifier and at least 2 classes.
 Differs from source:
     * All images draw a soft confidence, as the paper has it; the released code gives a random half
       the confidence 1 (``legacy``).
@@ -15,25 +15,22 @@ Differs from source:
       ImageNet script has confidence 1 and margins 0 and 2, which switches both losses off.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from emptyset.errors import UnsupportedModelError
-from emptyset.images.image_set import ImageSet
-from emptyset.inversion.batch_plan import require_count
-from emptyset.inversion.engine import invert
+from emptyset.inversion.config import PlateauConfig
 from emptyset.inversion.labels import class_count, random_labels
 from emptyset.inversion.local_reinforcement import LocalReinforcement
 from emptyset.inversion.method import BatchStart, Group, Method, Seen
-from emptyset.inversion.schedules import Plateau
 from emptyset.inversion.setting_checks import (
-    require_low_pass,
     require_not_negative,
     require_positive,
     require_share,
 )
+from emptyset.inversion.synthesizer import InversionSynthesizer
 from emptyset.inversion.updates import Adam
 from emptyset.losses.batch_norm_statistics import gdfq_statistics
 from emptyset.losses.heterogeneity import (
@@ -41,22 +38,16 @@ from emptyset.losses.heterogeneity import (
     marginal_distance_loss,
     soft_inception_loss,
 )
-from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import synthesizers
 from emptyset.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntraqConfig:
+class IntraqConfig(PlateauConfig):
     """Settings of IntraQ. Defaults are those of the released code for CIFAR-10.
 
     Attributes:
-        steps: Adam steps per batch.
         learning_rate: First step size [standardised pixel units per step].
-        plateau_patience: Steps without a new best loss before the step size falls.
-        plateau_factor: What it is multiplied by.
-        plateau_minimum: Its lower limit [standardised pixel units per step].
-        batch_size: Most images optimised together.
         crop_probability: Of looking at crops in a step; 0: never.
         smallest_crop: η, least share of the area that a crop has.
         confidence: ε, least probability of the label to reach.
@@ -67,15 +58,9 @@ class IntraqConfig:
         margin_weight: Of the marginal distance constraint.
         legacy: A random half of the images is to reach probability 1, as in the released code.
         classes: Make images of these classes only; empty: of all.
-        low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
     """
 
-    steps: int = 1000
     learning_rate: float = 0.5
-    plateau_patience: int = 50
-    plateau_factor: float = 0.1
-    plateau_minimum: float = 1e-4
-    batch_size: int = 256
     crop_probability: float = 0.5
     smallest_crop: float = 0.5
     confidence: float = 0.95
@@ -86,17 +71,18 @@ class IntraqConfig:
     margin_weight: float = 1.0
     legacy: bool = False
     classes: tuple[int, ...] = ()
-    low_pass: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "learning_rate", "plateau_patience", "batch_size")
-        require_positive(self, "smallest_crop")
+        super().__post_init__()
+        require_positive(self, "learning_rate", "smallest_crop")
         require_share(self, "smallest_crop", "crop_probability", "confidence")
-        require_not_negative(self, "plateau_minimum", "statistics_weight", "inception_weight")
-        require_not_negative(self, "margin_weight", "lower_margin")
-        require_low_pass(self)
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"'plateau_factor' must lie in 0..1. Got {self.plateau_factor}.")
+        require_not_negative(self, "statistics_weight", "inception_weight", "margin_weight")
+        require_not_negative(self, "lower_margin")
+        if not (self.statistics_weight or self.inception_weight):
+            raise ValueError(
+                "'statistics_weight' and 'inception_weight' are both 0: nothing shapes the first "
+                "images. Set one of them."
+            )
         if not self.lower_margin <= self.upper_margin:
             raise ValueError(
                 f"'lower_margin' must not exceed 'upper_margin'. Got {self.lower_margin} and "
@@ -116,30 +102,10 @@ class IntraqConfig:
     source="IntraQ, Zhong et al. 2022, arXiv:2111.09136",
 )
 @dataclass(frozen=True)
-class Intraq:
+class Intraq(InversionSynthesizer):
     """See the module docstring."""
 
     config: IntraqConfig
-
-    def synthesize(
-        self, teacher: Teacher, count: int, *, seed: int, monitor: Monitor = SILENT
-    ) -> ImageSet:
-        """Exactly ``count`` images, with the class indices that they were made for.
-
-        Args:
-            teacher: With BatchNorm2d layers, a linear classifier and at least 2 classes.
-            count: At least 2.
-            seed: Seed of everything random.
-            monitor: Hears of progress, keeps and restores states.
-
-        Raises:
-            UnsupportedModelError: If the teacher lacks what the method needs.
-            ImagesError: If the count or a class cannot be, or the loss is not finite.
-        """
-        require_count("intraq", count)
-        method = self.method(teacher)
-        settings = asdict(self.config)
-        return invert(method, teacher, count, seed=seed, settings=settings, monitor=monitor)
 
     def method(self, teacher: Teacher) -> Method:
         """The parts that the engine runs."""
@@ -158,23 +124,20 @@ class Intraq:
             found = {"confidence": self.confidences(start.shape[0], start.generator)}
             return found | (_centres(start, classes) if config.margin_weight else {})
 
-        schedule = Plateau(
-            config.learning_rate,
-            config.plateau_factor,
-            config.plateau_patience,
-            config.plateau_minimum,
-        )
         return Method(
             name="intraq",
             objective=self.objective,
-            groups=(Group(Adam(), schedule),),
+            groups=(Group(Adam(), config.plateau(config.learning_rate)),),
             steps=config.steps,
             batch_size=config.batch_size,
             targets=random_labels(teacher, "intraq", config.classes),
+            needs_batch_norm=config.statistics_weight > 0,
             draw=looks.draw if config.crop_probability else None,
             augment=looks.augment if config.crop_probability else None,
             context=context,
+            context_follows=config.margin_weight > 0,
             low_pass=config.low_pass,
+            joint_steps=config.turn,
         )
 
     def confidences(self, count: int, generator: torch.Generator) -> Tensor:
@@ -192,11 +155,14 @@ class Intraq:
     def objective(self, seen: Seen) -> Tensor:
         """Loss = L_BNS + L_SIL + L_MDC, each with its weight."""
         config, drawn = self.config, seen.drawn
-        loss = config.statistics_weight * gdfq_statistics(seen.layers)
+        loss = seen.logits.new_zeros(())
+        if config.statistics_weight:
+            loss = config.statistics_weight * gdfq_statistics(seen.layers)
         if seen.targets is None:
             return loss
-        inception = soft_inception_loss(seen.logits, seen.targets, drawn["confidence"])
-        loss = loss + config.inception_weight * inception
+        if config.inception_weight:
+            inception = soft_inception_loss(seen.logits, seen.targets, drawn["confidence"])
+            loss = loss + config.inception_weight * inception
         if config.margin_weight and seen.features is not None:
             margin = marginal_distance_loss(
                 seen.features,
@@ -214,12 +180,16 @@ def _centres(start: BatchStart, classes: int) -> dict[str, Tensor]:
     """Centres of the classes, of all images of the batches before."""
     # One image of zeros tells the width where there is no batch before; it is not counted.
     blank = start.look(torch.zeros(1, *start.shape[1:]))
-    features = [(blank.logits if blank.features is None else blank.features)[:0]]
-    labels = [torch.zeros(0, dtype=torch.long, device=features[0].device)]
+    width = (blank.logits if blank.features is None else blank.features).shape[1]
+    # One place for all: small tensors kept from every batch would keep the memory between them.
+    features = blank.logits.new_empty(len(start.earlier) * start.shape[0], width)
+    labels = torch.empty(len(features), dtype=torch.long, device=features.device)
+    done = 0
     for images, targets in start.earlier:
         found = start.look(images).features
         if found is not None and targets is not None:
-            features.append(found)
-            labels.append(targets.to(found.device))
-    centres, known = class_centres(torch.cat(features), torch.cat(labels), classes)
+            features[done : done + len(found)] = found
+            labels[done : done + len(found)] = targets
+            done += len(found)
+    centres, known = class_centres(features[:done], labels[:done], classes)
     return {"centres": centres, "known": known}

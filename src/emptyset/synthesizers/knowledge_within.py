@@ -4,7 +4,7 @@ Paper: Haroush et al., "The Knowledge Within: Methods for Data-Free Model Compre
     arXiv:1912.01274. The paper's text could not be read, and no code was released.
 Idea: every BatchNorm layer stored a Gaussian per channel; the images should cause the same ones
     (their KL divergence is small), and show a class (inception).
-Needs: a teacher with BatchNorm2d layers, unless ``statistics_weight`` is 0; at least 2 classes,
+Needs: a teacher with BatchNorm layers, unless ``statistics_weight`` is 0; at least 2 classes,
     unless ``class_weight`` is 0.
 Schemes of the paper: Gaussian noise is the method ``noise``; inception is ``statistics_weight=0``;
     BN statistics is ``class_weight=0``; both together (the default) is what later papers compare
@@ -14,72 +14,54 @@ Reconstructed (ours): optimiser, schedule, steps and batch size are IntraQ's; th
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from emptyset.images.image_set import ImageSet
-from emptyset.inversion.batch_plan import require_count
-from emptyset.inversion.engine import invert
+from emptyset.inversion.config import PlateauConfig
 from emptyset.inversion.labels import random_labels
 from emptyset.inversion.method import Group, Method, Seen
-from emptyset.inversion.schedules import Plateau
 from emptyset.inversion.setting_checks import (
-    require_low_pass,
     require_not_negative,
     require_positive,
+    require_use_of_classes,
 )
+from emptyset.inversion.synthesizer import InversionSynthesizer
 from emptyset.inversion.updates import Adam
 from emptyset.losses.blur_distance import blur_distance
 from emptyset.losses.gaussian_divergence import gaussian_divergence
-from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import synthesizers
 from emptyset.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnowledgeWithinConfig:
+class KnowledgeWithinConfig(PlateauConfig):
     """Settings of Knowledge Within. None is known; defaults are a labelled reconstruction.
 
     Attributes:
-        steps: Adam steps per batch.
         learning_rate: First step size [standardised pixel units per step].
-        plateau_patience: Steps without a new best loss before the step size falls.
-        plateau_factor: What it is multiplied by.
-        plateau_minimum: Its lower limit [standardised pixel units per step].
         statistics_weight: Of the divergence of BatchNorm statistics.
         least_variance: Lower limit of the variances in it [feature units squared].
         class_weight: Of the cross-entropy (inception).
         smoothness_weight: Of the distance between images and blurred images.
         blur: Standard deviation of that blur [pixels].
-        batch_size: Most images optimised together.
         classes: Make images of these classes only; empty: of all.
-        low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
     """
 
-    steps: int = 1000
     learning_rate: float = 0.5
-    plateau_patience: int = 50
-    plateau_factor: float = 0.1
-    plateau_minimum: float = 1e-4
     statistics_weight: float = 1.0
     least_variance: float = 1e-5
     class_weight: float = 1.0
     smoothness_weight: float = 0.0
     blur: float = 1.0
-    batch_size: int = 256
     classes: tuple[int, ...] = ()
-    low_pass: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "learning_rate", "plateau_patience", "batch_size")
-        require_positive(self, "least_variance", "blur")
-        require_not_negative(self, "plateau_minimum", "statistics_weight", "class_weight")
-        require_not_negative(self, "smoothness_weight")
-        require_low_pass(self)
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"'plateau_factor' must lie in 0..1. Got {self.plateau_factor}.")
+        super().__post_init__()
+        require_use_of_classes(self, "class_weight")
+        require_positive(self, "learning_rate", "least_variance", "blur")
+        require_not_negative(self, "statistics_weight", "class_weight", "smoothness_weight")
         if not (self.statistics_weight or self.class_weight):
             raise ValueError("'statistics_weight' and 'class_weight' are both 0: nothing to learn.")
 
@@ -96,30 +78,10 @@ class KnowledgeWithinConfig:
     source="The Knowledge Within, Haroush et al. 2020, arXiv:1912.01274; settings reconstructed",
 )
 @dataclass(frozen=True)
-class KnowledgeWithin:
+class KnowledgeWithin(InversionSynthesizer):
     """See the module docstring."""
 
     config: KnowledgeWithinConfig
-
-    def synthesize(
-        self, teacher: Teacher, count: int, *, seed: int, monitor: Monitor = SILENT
-    ) -> ImageSet:
-        """Exactly ``count`` images, with class indices unless ``class_weight`` is 0.
-
-        Args:
-            teacher: See the module docstring.
-            count: At least 2.
-            seed: Seed of everything random.
-            monitor: Hears of progress, keeps and restores states.
-
-        Raises:
-            UnsupportedModelError: If the teacher has no BatchNorm2d layers or no classes.
-            ImagesError: If the count or a class cannot be, or the loss is not finite.
-        """
-        require_count("knowledge_within", count)
-        method = self.method(teacher)
-        settings = asdict(self.config)
-        return invert(method, teacher, count, seed=seed, settings=settings, monitor=monitor)
 
     def method(self, teacher: Teacher) -> Method:
         """The parts that the engine runs."""
@@ -127,20 +89,15 @@ class KnowledgeWithin:
         labels: Callable[[torch.Generator, int], Tensor] | None = None
         if config.class_weight:
             labels = random_labels(teacher, "knowledge_within", config.classes)
-        schedule = Plateau(
-            config.learning_rate,
-            config.plateau_factor,
-            config.plateau_patience,
-            config.plateau_minimum,
-        )
         return Method(
             name="knowledge_within",
             objective=self.objective,
-            groups=(Group(Adam(), schedule),),
+            groups=(Group(Adam(), config.plateau(config.learning_rate)),),
             steps=config.steps,
             batch_size=config.batch_size,
             targets=labels,
             low_pass=config.low_pass,
+            joint_steps=config.turn,
             needs_batch_norm=config.statistics_weight > 0,
         )
 

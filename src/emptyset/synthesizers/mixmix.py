@@ -5,7 +5,7 @@ Paper: Li et al., "MixMix: All You Need for Data-Free Compression Are Feature an
 Idea: an image that several networks find familiar is not made for the quirks of one (feature
     mixing); an image with a second one pasted into it has labels that are right by construction
     (data mixing).
-Needs: teachers with BatchNorm2d layers, of one image size and with the same classes. The first one
+Needs: teachers with BatchNorm layers, of one image size and with the same classes. The first one
     is the teacher itself; further ones are named in ``teachers``, or given in Python as
     ``MixMix(config, teachers=[...])``. With the teacher alone only data mixing remains.
 Reconstructed (ours): everything but the two ideas. Losses, optimiser, shifts and clipping are those
@@ -14,44 +14,42 @@ Reconstructed (ours): everything but the two ideas. Losses, optimiser, shifts an
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from emptyset.errors import UnsupportedModelError
-from emptyset.images.image_set import ImageSet
-from emptyset.inversion.batch_plan import require_count
-from emptyset.inversion.engine import invert
+from emptyset.inversion.batch_norm_needed import require_batch_norm
+from emptyset.inversion.config import InversionConfig
 from emptyset.inversion.labels import class_count, random_labels
 from emptyset.inversion.method import Draw, Finish, Group, Method, Seen
+from emptyset.inversion.other_networks import named_network, require_same_task
 from emptyset.inversion.resampling import draw_pasted_boxes, draw_roll, rolled, sampled
 from emptyset.inversion.schedules import Cosine
 from emptyset.inversion.setting_checks import (
     require_choice,
-    require_low_pass,
     require_not_negative,
     require_positive,
     require_share,
 )
 from emptyset.inversion.standard_units import standard_units
+from emptyset.inversion.synthesizer import InversionSynthesizer
 from emptyset.inversion.updates import Adam, Clipped
 from emptyset.losses.batch_norm_statistics import deep_inversion_statistics
+from emptyset.losses.layer_statistics import LayerStatistics
 from emptyset.losses.pixel_norm import pixel_norm_per_image
 from emptyset.losses.total_variation import total_variation
-from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import synthesizers
 from emptyset.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixMixConfig:
+class MixMixConfig(InversionConfig):
     """Settings of MixMix. None is known; defaults are a labelled reconstruction.
 
     Attributes:
         teachers: Further teachers by name, for example ``timm:resnet50``.
         teachers_per_step: Teachers that take part in a step, the first one included.
-        steps: Adam steps per batch.
         learning_rate: Greatest step size [standardised pixel units per step].
         betas: Decay of Adam's moments.
         warm_up: Steps of linear growth.
@@ -67,9 +65,7 @@ class MixMixConfig:
         roll: Greatest random shift [pixels].
         flip: Probability of mirroring.
         clip: Keep pixels between black and white.
-        batch_size: Most images optimised together.
         classes: Make images of these classes only; empty: of all.
-        low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
     """
 
     teachers: tuple[str, ...] = ()
@@ -92,16 +88,15 @@ class MixMixConfig:
     clip: bool = True
     batch_size: int = 84
     classes: tuple[int, ...] = ()
-    low_pass: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(self, "teachers_per_step", "steps", "learning_rate", "batch_size")
+        super().__post_init__()
+        require_positive(self, "teachers_per_step", "learning_rate")
         require_positive(self, "smallest_box", "largest_box")
         require_not_negative(self, "warm_up", "statistics_weight", "first_layer_multiplier")
         require_not_negative(self, "class_weight", "smoothness_weight", "norm_weight", "roll")
         require_share(self, "mix_probability", "smallest_box", "largest_box", "flip")
         require_choice(self, "store", ("mixed", "plain"))
-        require_low_pass(self)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"'betas' must lie in 0..1, below 1. Got {self.betas}.")
         if self.smallest_box > self.largest_box:
@@ -123,42 +118,21 @@ class MixMixConfig:
     source="MixMix, Li et al. 2021, arXiv:2011.09899; all but the two ideas reconstructed",
 )
 @dataclass(frozen=True)
-class MixMix:
+class MixMix(InversionSynthesizer):
     """See the module docstring."""
 
     config: MixMixConfig
     teachers: Sequence[Teacher] = ()
 
-    def synthesize(
-        self, teacher: Teacher, count: int, *, seed: int, monitor: Monitor = SILENT
-    ) -> ImageSet:
-        """Exactly ``count`` images; targets are probabilities of both labels (or class indices).
-
-        Args:
-            teacher: With BatchNorm2d layers and at least 2 classes.
-            count: At least 2.
-            seed: Seed of everything random.
-            monitor: Hears of progress, keeps and restores states.
-
-        Raises:
-            UnsupportedModelError: If a teacher lacks what the method needs, or does not fit.
-            ImagesError: If the count or a class cannot be, or the loss is not finite.
-        """
-        require_count("mixmix", count)
-        method = self.method(teacher)
-        settings = asdict(self.config) | {
-            "teachers": [other.name for other in method.others],
-            "teacher_hashes": [other.weights_hash for other in method.others],
-        }
-        return invert(method, teacher, count, seed=seed, settings=settings, monitor=monitor)
-
     def method(self, teacher: Teacher) -> Method:
         """The parts that the engine runs."""
         config = self.config
-        others = (*self.teachers, *map(_loaded, config.teachers))
+        others = (*self.teachers, *map(named_network, config.teachers))
         classes = class_count(teacher, "mixmix")
         for other in others:
-            _require_fit(teacher, other, classes)
+            if config.statistics_weight:
+                require_batch_norm(other, "mixmix")
+            require_same_task(teacher, other, "mixmix")
         rule = Adam(config.betas)
         units = standard_units(teacher.input)
         update = Clipped(rule, *units.pixel_range()) if config.clip else rule
@@ -175,26 +149,32 @@ class MixMix:
             ),
             finish=self._finish(classes) if config.store == "mixed" else None,
             low_pass=config.low_pass,
+            joint_steps=config.turn,
             others=others,
+            needs_batch_norm=config.statistics_weight > 0,
         )
 
     def objective(self, seen: Seen) -> Tensor:
         """Loss = mean over teachers (CE of both labels + BNS) + TV + norm, with their weights."""
         config = self.config
         views = [(seen.logits, seen.layers), *((o.logits, o.layers) for o in seen.others)]
-        terms = []
-        for logits, layers in views:
-            statistics = deep_inversion_statistics(
-                layers, first_multiplier=config.first_layer_multiplier
-            )
-            term = config.statistics_weight * statistics
-            if seen.targets is not None:
-                both = mixed_labels(seen.targets, seen.drawn, logits.shape[1])
-                term = term + config.class_weight * nn.functional.cross_entropy(logits, both)
-            terms.append(term)
-        loss = torch.stack(terms).mean()
-        loss = loss + config.smoothness_weight * total_variation(seen.images)
+        loss = torch.stack([self._term(logits, layers, seen) for logits, layers in views]).mean()
+        if config.smoothness_weight:
+            loss = loss + config.smoothness_weight * total_variation(seen.images)
         return loss + config.norm_weight * pixel_norm_per_image(seen.images).mean()
+
+    def _term(self, logits: Tensor, layers: Sequence[LayerStatistics], seen: Seen) -> Tensor:
+        """What one teacher has to say."""
+        config = self.config
+        term = logits.new_zeros(())
+        if config.statistics_weight:
+            multiplier = config.first_layer_multiplier
+            statistics = deep_inversion_statistics(layers, first_multiplier=multiplier)
+            term = config.statistics_weight * statistics
+        if config.class_weight and seen.targets is not None:
+            both = mixed_labels(seen.targets, seen.drawn, logits.shape[1])
+            term = term + config.class_weight * nn.functional.cross_entropy(logits, both)
+        return term
 
     def _boxes(
         self, count: int, height: int, width: int, generator: torch.Generator
@@ -249,23 +229,3 @@ def mixed_labels(labels_N: Tensor, drawn: Mapping[str, Tensor], classes: int) ->
     share = drawn["paste_mask"].mean(dim=(1, 2, 3))[:, None]
     own = nn.functional.one_hot(labels_N, classes).to(share.dtype)
     return (1 - share) * own + share * own[drawn["partner"]]
-
-
-def _loaded(name: str) -> Teacher:
-    from emptyset.teachers import load_teacher
-
-    return load_teacher(name)
-
-
-def _require_fit(teacher: Teacher, other: Teacher, classes: int) -> None:
-    if not other.stored_batch_norms():
-        raise UnsupportedModelError(
-            f"mixmix: {other.name} has no BatchNorm2d layer that stores statistics. Leave it out."
-        )
-    found = (other.input.shape, class_count(other, "mixmix"))
-    if found != (teacher.input.shape, classes):
-        raise UnsupportedModelError(
-            f"mixmix: all teachers need images of one size and the same classes. {teacher.name} "
-            f"has {teacher.input.shape} and {classes} classes, {other.name} {found[0]} and "
-            f"{found[1]}. Leave it out."
-        )

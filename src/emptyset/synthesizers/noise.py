@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from emptyset.images.image_set import ImageSet
+from emptyset.images.low_pass import low_pass
 from emptyset.inversion.batch_plan import require_count
+from emptyset.inversion.setting_checks import require_positive
 from emptyset.inversion.standard_units import standard_units
 from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import synthesizers
@@ -21,14 +23,17 @@ class NoiseConfig:
     """Settings of the noise.
 
     Attributes:
-        spread: Standard deviation [standardised pixel units].
+        spread: Standard deviation, before the filter [standardised pixel units].
+        low_pass: Cut-off of SynQ's filter over the noise [cycles per image], or null.
     """
 
     spread: float = 1.0
+    low_pass: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.spread > 0:
-            raise ValueError(f"'spread' must be positive. Got {self.spread}.")
+        require_positive(self, "spread")
+        if self.low_pass is not None:
+            require_positive(self, "low_pass")
 
     @classmethod
     def smallest(cls) -> "NoiseConfig":
@@ -59,6 +64,8 @@ class Noise:
         require_count("noise", count)
         generator = torch.Generator().manual_seed(seed)
         noise = self.config.spread * torch.randn(count, *teacher.input.shape, generator=generator)
+        if self.config.low_pass is not None:
+            noise = low_pass(noise, self.config.low_pass)
         units = standard_units(teacher.input)
         entry = {
             "stage": "synthesize",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from emptyset.errors import TeacherError
 from emptyset.teachers.request import TeacherRequest
 from emptyset.teachers.teacher import InputSpec, Teacher, hash_of_weights
+from emptyset.teachers.unwrapping import unwrapped
 from emptyset.teachers.weights import not_finite
 
 
@@ -35,6 +36,7 @@ def assemble(
         TeacherError: The network is none, has weights that are not finite, or gives no logits;
             or the options do not fit it.
     """
+    module = unwrapped(module)
     if not isinstance(module, nn.Module):
         raise TeacherError(
             f"{request.full_name}: expected a torch.nn.Module, got {type(module).__name__}. The "

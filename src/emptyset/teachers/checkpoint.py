@@ -13,6 +13,7 @@ from emptyset.teachers.assemble import assemble
 from emptyset.teachers.outside import building
 from emptyset.teachers.request import TeacherRequest
 from emptyset.teachers.teacher import Teacher
+from emptyset.teachers.unwrapping import unwrapped
 from emptyset.teachers.weights import put_weights
 
 
@@ -32,7 +33,7 @@ def load(request: TeacherRequest) -> Teacher:
     spec = request.input(None)
     with _current_folder_on_path():
         build = find_factory(request.model)
-        module = _call(request, build)
+        module = unwrapped(_call(request, build))
     path = Path(request.name) if request.name else request.weights
     provenance: dict[str, Any] = {"source": "file", "model": request.model}
     if path is not None:

@@ -38,7 +38,7 @@ def load(request: TeacherRequest) -> Teacher:
     if not request.name:
         raise TeacherError("hf: needs a name on the hub or a folder, for example hf:my_folder.")
     transformers = import_extra("transformers", extra="models", needed_by=request.full_name)
-    with building(request), _quiet(transformers), _explained(request):
+    with building(request), quiet(transformers), _explained(request):
         config = transformers.AutoConfig.from_pretrained(request.name, **request.model_args)
         auto = transformers.AutoModelForImageClassification
         if request.wants_hub_weights:
@@ -93,7 +93,7 @@ def _input(transformers: Any, request: TeacherRequest, config: Any) -> InputSpec
         "transformers.image_processing_base", extra="models", needed_by=request.full_name
     )
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             stored, _ = base.ImageProcessingMixin.get_image_processor_dict(request.name)
     except (OSError, ValueError):
         return None
@@ -155,7 +155,7 @@ def _round(value: float) -> float:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Without progress bars and notices; as before afterwards."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()

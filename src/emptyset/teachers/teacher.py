@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 # Named here too: it is part of what a teacher is.
 from emptyset.images.input_spec import InputSpec as InputSpec
+from emptyset.teachers.unwrapping import unwrapped
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class StoredBatchNorm:
     """
 
     name: str
-    module: nn.modules.batchnorm._BatchNorm
+    module: nn.Module
     mean: Tensor
     var: Tensor
 
@@ -34,7 +35,8 @@ class Teacher:
 
     Attributes:
         name: As the user wrote it, for example ``embedded:digits-resnet``.
-        module: Maps ``(N, C, H, W)`` normalised images to ``(N, K)`` logits.
+        module: Maps ``(N, C, H, W)`` normalised images to ``(N, K)`` logits. Of one that is wrapped
+            (``DataParallel``, ``torch.compile``) the network inside.
         input: Shape and preprocessing.
         class_names: One per class, or None where unknown.
         weights_hash: SHA-256 over the sorted state dict, hexadecimal.
@@ -48,15 +50,28 @@ class Teacher:
     weights_hash: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "module", unwrapped(self.module))
+
     def stored_batch_norms(self) -> list[StoredBatchNorm]:
-        """Every BatchNorm2d layer (subclasses too) that stored its statistics, in module order."""
-        return [
-            StoredBatchNorm(name, module, module.running_mean, module.running_var)
-            for name, module in self.module.named_modules()
-            if isinstance(module, nn.BatchNorm2d)
-            and module.running_mean is not None
-            and module.running_var is not None
-        ]
+        """Every BatchNorm layer that stored its statistics, in module order.
+
+        BatchNorm2d and what derives from it, BatchNorm1d, SyncBatchNorm, and frozen ones that are
+        no BatchNorm of torch but hold the same: whatever keeps a running mean and variance per
+        channel. InstanceNorm does too, yet of single images.
+        """
+        found = []
+        for name, module in self.module.named_modules():
+            mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+            if (
+                isinstance(mean, Tensor)
+                and isinstance(var, Tensor)
+                and mean.dim() == 1
+                and mean.shape == var.shape
+                and not isinstance(module, nn.modules.instancenorm._InstanceNorm)
+            ):
+                found.append(StoredBatchNorm(name, module, mean, var))
+        return found
 
     def classifier_weight(self) -> Tensor | None:
         """Weight of the last linear layer, ``(K, features)``, or None where there is none."""
@@ -72,6 +87,7 @@ class Teacher:
 def hash_of_weights(module: nn.Module) -> str:
     """SHA-256 over names, shapes, dtypes and bytes of the sorted state dict, hexadecimal."""
     digest = hashlib.sha256()
+    module = unwrapped(module)
     for name, value in sorted(module.state_dict().items()):
         if not isinstance(value, Tensor):  # what a module keeps as its extra state
             digest.update(f"{name}{value!r}".encode())

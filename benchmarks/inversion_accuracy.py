@@ -1,0 +1,217 @@
+"""Points lost by students of different images: DFFG, its ablations, its family, real images.
+
+    python benchmarks/inversion_accuracy.py --list
+    python benchmarks/inversion_accuracy.py [--table accuracy] [--only TEXT] [--threads 2]
+
+Every row is one student: network, images, bits, recipe, seed. Top-1 [%] of all test images in the
+last epoch comes first; the best of the measured epochs stands beside it and is chosen by nothing.
+Images and trainings are kept in `runs/benchmarks/`, so a killed run goes on where it was; rows that
+the table already has are not measured again. Needs `../shared`.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import inversion_cells as cells
+import shared_networks as shared
+import torch
+from torch import Tensor
+
+import emptyset
+from emptyset.graph.student import Student
+from emptyset.images.image_set import ImageSet
+from emptyset.kept_states import KeepingMonitor
+from emptyset.monitor import SILENT, State
+from emptyset.refiners.distill import Distill, DistillConfig
+from emptyset.teachers.teacher import Teacher
+
+RESULTS = Path(__file__).parent / "results"
+WORK = Path(__file__).parent.parent / "runs" / "benchmarks"
+EPOCHS = 5
+KEY = ("network", "images", "bits", "recipe", "seed")
+
+
+@dataclass
+class Watching:
+    """Measures the student after every fifth of its training, and passes states on to disk."""
+
+    inner: KeepingMonitor
+    measure: Callable[[], float] | None = None
+    seen: dict[str, float] = field(default_factory=dict)
+
+    def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """Measure where an epoch ends; the last is measured after training."""
+        every = max(1, total // EPOCHS)
+        if what == "distill" and self.measure and done % every == 0 and done < total:
+            self.seen[str(done)] = self.measure()
+
+    def note(self, message: str) -> None:
+        """Show it."""
+        print(message, flush=True)
+
+    def keep(self, key: str, state: Callable[[], State], *, final: bool = False) -> None:
+        """Write it."""
+        self.inner.keep(key, state, final=final)
+
+    def restore(self, key: str) -> State | None:
+        """Read it."""
+        return self.inner.restore(key)
+
+
+def folder_of(*parts: object) -> Path:
+    """Where one piece of work keeps what it has."""
+    name = "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(p)) for p in parts)
+    folder = WORK / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def images_of(network: str, teacher: Teacher, name: str, seed: int) -> tuple[ImageSet, float]:
+    """The images and the seconds that making them took."""
+    if name.startswith("real"):
+        return shared.training_images(network, int(name.removeprefix("real "))), 0.0
+    recipe = cells.IMAGES[name]
+    folder = folder_of(network, name, seed)
+    if (folder / "done.json").exists():
+        seconds = json.loads((folder / "done.json").read_text(encoding="utf-8"))["seconds"]
+        return ImageSet.load(folder / "images"), seconds
+    start = time.perf_counter()
+    monitor = KeepingMonitor(SILENT, folder, print)
+    made = emptyset.synthesize(
+        teacher, recipe.method, recipe.count, seed=seed, monitor=monitor, **recipe.settings
+    )
+    seconds = time.perf_counter() - start
+    made.save(folder / "images")
+    (folder / "done.json").write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    return made, seconds
+
+
+@torch.no_grad()
+def top1(predict: Callable[[Tensor], Tensor], test: ImageSet) -> float:
+    """Share of right answers [%]."""
+    assert test.targets is not None
+    pairs = zip(test.images.split(500), test.targets.split(500), strict=True)
+    right = sum(int((predict(x).argmax(1) == y).sum()) for x, y in pairs)
+    return 100 * right / len(test)
+
+
+def measure(cell: cells.Cell) -> dict[str, Any]:
+    """One row."""
+    teacher = shared.load(cell.network)
+    test = shared.labelled_images(cell.network)
+    images, image_seconds = images_of(cell.network, teacher, cell.images, cell.seed)
+    recipe = cells.RECIPES[cell.recipe]
+    strict = cell.network in cells.STRICT and cell.plan == "every_layer"
+    student = emptyset.prepare(
+        teacher, cell.bits, plan=cell.plan, batch_norm=recipe.batch_norm,
+        plan_settings={"strict": True} if strict else {},
+    )  # fmt: skip
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cell.seed))
+    emptyset.refine(student, ImageSet(images.images[order[:1024]]), seed=cell.seed)
+    before = top1(student, test)
+    config = DistillConfig(**recipe.settings(cell.bits))
+    folder = folder_of(*(getattr(cell, name) for name in KEY))
+    monitor = Watching(KeepingMonitor(SILENT, folder, print), lambda: top1(student, test))
+    history = folder / "epochs.json"
+    if history.exists():
+        monitor.seen = json.loads(history.read_text(encoding="utf-8"))
+    start = time.perf_counter()
+    try:
+        Distill(config).refine(student, images, seed=cell.seed, monitor=monitor)
+    finally:
+        history.write_text(json.dumps(monitor.seen), encoding="utf-8")
+    seconds = time.perf_counter() - start
+    return row_of(cell, teacher, student, images, test, before, monitor.seen) | {
+        "seconds_images": round(image_seconds), "seconds_training": round(seconds),
+    }  # fmt: skip
+
+
+def row_of(
+    cell: cells.Cell, teacher: Teacher, student: Student, images: ImageSet, test: ImageSet,
+    before: float, seen: dict[str, float],
+) -> dict[str, Any]:  # fmt: skip
+    """What a finished student is worth."""
+    float_top1 = top1(teacher.module, test)
+    last = top1(student, test)
+    best = max([last, *seen.values()])
+    config = DistillConfig(**cells.RECIPES[cell.recipe].settings(cell.bits)).course(student.bits)
+    strict = cell.network in cells.STRICT and cell.plan == "every_layer"
+    row = {
+        "network": cell.network, "images": cell.images, "bits": cell.bits,
+        "recipe": cell.recipe, "seed": cell.seed,
+        "protocol": cell.plan + (", strict" if strict else ""),
+        "float_inputs": len(student.float_inputs), "float_top1": round(float_top1, 2),
+        "last": round(last, 2), "lost": round(float_top1 - last, 2), "best": round(best, 2),
+        "calibrated_only": round(before, 2), "updates": config.steps,
+        "batch": config.batch_size, "images_count": len(images),
+        "image_iterations": cells.image_iterations(cell.images),
+    }  # fmt: skip
+    return row
+
+
+def write(table: str, row: dict[str, Any]) -> None:
+    """The committed table with this row; read again, as another process may have written."""
+    path = RESULTS / f"inversion_{table}.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    kept = {tuple(r[k] for k in KEY): r for r in [*rows, row]}
+    rows = [kept[key] for key in sorted(kept, key=str)]
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+    columns = list(rows[0])
+    lines = [
+        f"# {cells.TITLES[table]}", "", *cells.ABOUT[table], "",
+        f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}",
+        *(f"| {' | '.join(str(r.get(c, '')) for c in columns)} |" for r in rows),
+    ]  # fmt: skip
+    (RESULTS / f"inversion_{table}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def is_there(table: str, cell: cells.Cell) -> bool:
+    """Whether the committed table has the row."""
+    path = RESULTS / f"inversion_{table}.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return tuple(getattr(cell, k) for k in KEY) in {tuple(r[k] for k in KEY) for r in rows}
+
+
+def main() -> None:
+    """Measure the rows that are missing, in the order of the table's cells."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", default="accuracy", choices=list(cells.TABLES))
+    parser.add_argument("--only", default="", help="cells whose description holds this text")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for cell in cells.TABLES[options.table]:
+        if options.only not in cell.describe() or is_there(options.table, cell):
+            continue
+        print(cell.describe(), flush=True)
+        if not options.list:
+            claim = folder_of(*(getattr(cell, name) for name in KEY)) / "claimed"
+            if claim.exists() and _alive(int(claim.read_text(encoding="utf-8"))):
+                continue
+            claim.write_text(str(os.getpid()), encoding="utf-8")
+            row = measure(cell)
+            print(row, flush=True)
+            write(options.table, row)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What is told of the images themselves: the same rows in the terminal and on every page."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from emptyset.report.facts import percent
+
+Quality = Mapping[str, Any]
+"""What ``ImageQuality.to_json`` gives."""
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """One measure of one or more sets of images.
+
+    Attributes:
+        name: What was measured.
+        values: One text per set; a dash where it was not measured.
+        remark: How to read it.
+    """
+
+    name: str
+    values: list[str]
+    remark: str
+
+
+def quality_rows(sets: Mapping[str, Quality | None]) -> list[QualityRow]:
+    """Every measure that was taken of at least one of the sets.
+
+    Args:
+        sets: What was found, by the name of the set; None where nothing was measured.
+    """
+    rows = [
+        QualityRow(name, [read(found or {}) for found in sets.values()], remark)
+        for name, remark, read in _MEASURES
+    ]
+    return [row for row in rows if any(value != "–" for value in row.values)]
+
+
+def distance_text(found: Quality, form: str) -> str:
+    """``3.14 ± 0.02``: a BatchNorm distance and its spread over the batches.
+
+    Args:
+        found: The quality.
+        form: ``sum_l2`` or ``mean_mse``.
+    """
+    distance = found.get("distance")
+    if not distance:
+        return "–"
+    spread = distance[f"{form}_spread"]
+    text = f"{distance[form]:.3g}"
+    return text if spread is None else f"{text} ± {spread:.1g}"
+
+
+def cosine_text(found: Quality, part: str, name: str) -> str:
+    """Three decimals of a cosine, a dash where there is none.
+
+    Args:
+        found: The quality.
+        part: ``diversity`` or ``clip``.
+        name: Which of its cosines.
+    """
+    value = (found.get(part) or {}).get(name)
+    return "–" if value is None else f"{value:.3f}"
+
+
+def agreement_text(found: Quality) -> str:
+    """How many of the images the teacher gives the class that they were made for."""
+    return percent((found.get("diversity") or {}).get("class_agreement"))
+
+
+def _measure(
+    name: str, remark: str, read: Callable[..., str], *arguments: str
+) -> tuple[str, str, Callable[[Quality], str]]:
+    return name, remark, lambda found: read(found, *arguments)
+
+
+_MEASURES = [
+    _measure(
+        "BatchNorm distance, sum of norms",
+        "from the statistics that the teacher stored, over batches; lower is nearer",
+        distance_text,
+        "sum_l2",
+    ),
+    _measure(
+        "BatchNorm distance, mean of squares",
+        "the same, mean over channels and layers",
+        distance_text,
+        "mean_mse",
+    ),
+    _measure(
+        "similarity, all pairs",
+        "cosine of the teacher's features; lower is more diverse",
+        cosine_text,
+        "diversity",
+        "similarity",
+    ),
+    _measure(
+        "similarity within a class",
+        "the same, pairs of one class",
+        cosine_text,
+        "diversity",
+        "similarity_within_class",
+    ),
+    _measure(
+        "similarity to all others",
+        "cosine with the mean of the other images (SimLoss1)",
+        cosine_text,
+        "diversity",
+        "similarity_to_others",
+    ),
+    _measure("class agreement", "the teacher names the label of the image", agreement_text),
+    _measure(
+        "CLIP similarity, all pairs",
+        "cosine of CLIP's image embeddings",
+        cosine_text,
+        "clip",
+        "similarity",
+    ),
+    _measure(
+        "CLIP similarity within a class",
+        "the same, pairs of one class",
+        cosine_text,
+        "clip",
+        "similarity_within_class",
+    ),
+]
