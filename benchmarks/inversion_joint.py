@@ -238,11 +238,11 @@ def write(row: dict[str, Any]) -> None:
         "# BatchNorm statistics of the whole set, or batch by batch",
         "",
         f"{COUNT:,} images for `{NETWORK}`, plan `every_layer`; `float_inputs` counts those "
-        "besides image and pooled features. Rows of one method cost the same image-iterations. Distances: sum "
-        "over layers of the norms of the gaps of mean and standard deviation (`l2`), mean of their "
-        "squares (`mse`), of the whole set and of batches of the size that was optimised together "
-        "(mean and spread over the batches). `class_agreement`, top-1 [%]; `w3a3_distilled`: "
-        "preset `learned`, `updates` of 128 images.",
+        "besides image and pooled features. Rows of one method cost the same image-iterations. "
+        "Distances: sum over layers of the norms of the gaps of mean and standard deviation "
+        "(`l2`), mean of their squares (`mse`), of the whole set and of batches of the size that "
+        "was optimised together (mean and spread over the batches). `class_agreement`, top-1 [%]; "
+        "`w3a3_distilled`: preset `learned`, `updates` of 128 images.",
         "",
         f"| {' | '.join(columns)} |",
         f"|{'---|' * len(columns)}",

@@ -53,6 +53,8 @@ class FrozenTeacher:
         ]
         linears = [m for m in self.module.modules() if isinstance(m, nn.Linear)]
         self._classifier = linears[-1:]
+        # What the hooks of a loss catch, for as long as it is there.
+        self._caught: list[Recorded] = []
 
     def work_per_image(self) -> tuple[int, int]:
         """Elements of all BatchNorm inputs of one image, and the number of these inputs."""
@@ -71,6 +73,9 @@ class FrozenTeacher:
         with recorded_inputs(self._watched()) as recorded:
             logits = self.module(self.units.to_teacher(images_NCHW))
             statistics, features = self._sorted(recorded)
+        # The hooks of a loss caught all feature maps too; nobody will ask for these.
+        for caught in self._caught:
+            caught.clear()
         return Seen(images_NCHW, logits.float(), features, statistics, None, {})
 
     @contextmanager
@@ -90,6 +95,9 @@ class FrozenTeacher:
             recorded = [
                 hooks.enter_context(recorded_inputs(one._watched())) for one in (self, *others)
             ]
+            for one, caught in zip((self, *others), recorded, strict=True):
+                one._caught.append(caught)
+                hooks.callback(one._caught.clear)
             offsets = hooks.enter_context(swung(self.module)) if method.swing else None
             half = execution.dtype == torch.bfloat16
             function: Loss = _Loss(method, (self, *others), recorded, offsets, half).of
@@ -101,9 +109,13 @@ class FrozenTeacher:
             ) -> tuple[Tensor, Moments]:
                 # Not left to the compiled function: it would be compiled anew for lists that
                 # another forward, such as that of `look`, has filled.
-                for one in recorded:
-                    one.clear()
-                return function(variables, targets, drawn)
+                for caught in recorded:
+                    caught.clear()
+                found = function(variables, targets, drawn)
+                # The gradient frees a feature map when it has passed it, if nobody else holds it.
+                for caught in recorded:
+                    caught.clear()
+                return found
 
             yield loss
 

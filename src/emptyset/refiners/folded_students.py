@@ -1,0 +1,128 @@
+"""What the corrections that need no training ask of a student, and leave behind."""
+
+import torch
+from torch import Tensor, fx
+
+from emptyset.errors import NotCalibratedError, RecipeError, UnsupportedModelError
+from emptyset.graph.channel_chains import bias_of, owns_its_parameters, weight_of
+from emptyset.graph.edits import add_bias, quantizer_of
+from emptyset.graph.operators import argument, one_scale_per_output, parameter_of, weighted_layers
+from emptyset.graph.originals import FIXED
+from emptyset.graph.student import Student
+from emptyset.images.image_source import Images
+from emptyset.monitor import Monitor
+from emptyset.registry import refiners
+
+
+def require_folded(student: Student, method: str) -> None:
+    """Refuse a student whose BatchNorms stand apart.
+
+    Raises:
+        UnsupportedModelError: If they do.
+    """
+    if student.batch_norm != "fold":
+        raise UnsupportedModelError(
+            f"{method}: works on layers that BatchNorm was folded into, and this student has "
+            f"batch_norm '{student.batch_norm}'. Prepare it with batch_norm 'fold'."
+        )
+
+
+def require_untrained(student: Student, method: str) -> None:
+    """Refuse a student whose weights or biases were changed already.
+
+    Raises:
+        RecipeError: If they were.
+    """
+    changed = [path for path in student.originals if not path.endswith(FIXED)]
+    if changed:
+        raise RecipeError(
+            f"{method}: this student's weights or biases were changed before (first: "
+            f"'{changed[0]}'), and what was learnt would not survive. Put {method} first."
+        )
+
+
+def has_ranges(student: Student) -> bool:
+    """Whether every quantizer has a range."""
+    return all(bool(quantizer.calibrated) for quantizer in student.quantizers.values())
+
+
+def ranges_again(student: Student, images: Images, monitor: Monitor) -> None:
+    """Set the ranges of a student that had them, for they hold no longer."""
+    if not has_ranges(student):
+        return
+    entry = refiners.get("calibrate")
+    values = "images" if len(images) else "batch_norm"
+    calibrate = entry.make(entry.config(activation_values=values))
+    calibrate.refine(student, images, seed=0, monitor=monitor)
+
+
+def keep_original(student: Student, path: str, value: Tensor) -> None:
+    """Remember a parameter as it was, unless an earlier refiner's original is known."""
+    student.originals.setdefault(path, value.detach().clone())
+
+
+def require_ranges(student: Student, method: str) -> None:
+    """Refuse a student that was not calibrated.
+
+    Raises:
+        NotCalibratedError: If a quantizer has no range.
+    """
+    if not has_ranges(student):
+        raise NotCalibratedError(
+            f"{method}: corrects what quantizing does, and this student has no ranges yet. Run the "
+            "refiner 'calibrate' first."
+        )
+
+
+def corrected_layers(student: Student) -> list[fx.Node]:
+    """Layers with a quantized weight of their own, in order of execution.
+
+    One that is called twice is left out: what corrects one call is wrong for the other.
+    """
+    return [
+        node
+        for node in weighted_layers(student.program)
+        if quantizer_of(student.program, node.args[1]) is not None
+        and one_scale_per_output(node)
+        and owns_its_parameters(node)
+    ]
+
+
+def original_weight(student: Student, layer: fx.Node) -> Tensor:
+    """The layer's float weight, as the teacher has it (rescaled where it was equalized)."""
+    parameter = parameter_of(layer.args[1])
+    assert parameter is not None
+    weight = student.originals.get(str(parameter.target), weight_of(student.program, layer))
+    return weight.detach()
+
+
+@torch.no_grad()
+def add_to_bias(student: Student, layer: fx.Node, amount: Tensor) -> None:
+    """Change a layer's bias, which it gets where it has none; float mode keeps the old one.
+
+    Args:
+        student: Prepared.
+        layer: Convolution or linear of its program.
+        amount: ``(C_out,)`` [units of the output].
+    """
+    bias = bias_of(student.program, layer)
+    if bias is None:
+        add_bias(student.program, layer, integer_biases=student.integer_biases)
+        student.program.recompile()
+        bias = bias_of(student.program, layer)
+    parameter = parameter_of(argument(layer, 2))
+    assert bias is not None
+    assert parameter is not None
+    keep_original(student, str(parameter.target), bias)
+    bias.copy_(bias.double() + amount.to(bias.device))
+
+
+def few_images(images: Images, most: int, batch_size: int) -> list[Tensor]:
+    """The first images, in batches held in memory."""
+    batches, left = [], most
+    for batch in images.batches(batch_size):
+        batches.append(batch.images[:left])
+        left -= len(batch.images)
+        if left <= 0:
+            break
+    return batches
