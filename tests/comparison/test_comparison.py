@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import emptyset
-from emptyset import pipeline
+from emptyset import measurement, pipeline
 from emptyset.comparison import comparison_for, run_comparison
 from emptyset.comparison.judging import Judge
 from emptyset.errors import ImagesError, RecipeError, RunFolderError, UnsupportedModelError
@@ -81,7 +81,8 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         def refuse(*_: Any, name: str = name, **__: Any) -> None:
             raise AssertionError(f"{name} was called again")
 
-        monkeypatch.setattr(pipeline, name, refuse)
+        home = pipeline if hasattr(pipeline, name) else measurement
+        monkeypatch.setattr(home, name, refuse)
 
 
 # Numbers ---------------------------------------------------------------------------------------
