@@ -112,7 +112,7 @@ def measure(cell: cells.Cell) -> dict[str, Any]:
     strict = cell.network in cells.STRICT and cell.plan == "every_layer"
     student = emptyset.prepare(
         teacher, cell.bits, plan=cell.plan, batch_norm=recipe.batch_norm,
-        plan_settings={"strict": True} if strict else {},
+        **({"strict": True} if strict else {}),
     )  # fmt: skip
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cell.seed))
     emptyset.refine(student, ImageSet(images.images[order[:1024]]), seed=cell.seed)
@@ -144,7 +144,7 @@ def row_of(
     best = max([last, *seen.values()])
     config = DistillConfig(**cells.RECIPES[cell.recipe].settings(cell.bits)).course(student.bits)
     strict = cell.network in cells.STRICT and cell.plan == "every_layer"
-    row = {
+    return {
         "network": cell.network, "images": cell.images, "bits": cell.bits,
         "recipe": cell.recipe, "seed": cell.seed,
         "protocol": cell.plan + (", strict" if strict else ""),
@@ -154,7 +154,6 @@ def row_of(
         "batch": config.batch_size, "images_count": len(images),
         "image_iterations": cells.image_iterations(cell.images),
     }  # fmt: skip
-    return row
 
 
 def write(table: str, row: dict[str, Any]) -> None:
