@@ -22,7 +22,7 @@ class Turns:
         self._told = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
         self._left = 0
-        self._started = 0.0
+        self._started = self._cpu = 0.0
 
     def begin(self) -> None:
         """Everything is imported: wait for the first turn."""
@@ -33,7 +33,8 @@ class Turns:
         """One step is done; returns when the next may begin."""
         self._left -= 1
         if self._left == 0:
-            self._tell({"seconds": time.perf_counter() - self._started})
+            cpu = time.process_time() - self._cpu
+            self._tell({"seconds": time.perf_counter() - self._started, "cpu": cpu})
             self._wait()
 
     def steps(self, planned: Iterable[int]) -> Iterator[int]:
@@ -52,7 +53,7 @@ class Turns:
             # Whoever ran this is gone.
             raise SystemExit(1)
         self._left = int(line)
-        self._started = time.perf_counter()
+        self._started, self._cpu = time.perf_counter(), time.process_time()
 
     def _tell(self, fact: dict[str, Any]) -> None:
         self._told.write(json.dumps(fact) + "\n")
@@ -68,7 +69,7 @@ class Job:
         steps: Steps that the job has.
         images_per_step: Images that one of them moves.
         environment: Added to this process's.
-        seconds: ``(steps, seconds)`` of each turn so far.
+        turns: Steps, seconds and seconds of processor time (all threads) of each turn so far.
         facts: What the finished job told.
     """
 
@@ -77,7 +78,7 @@ class Job:
     steps: int
     images_per_step: int
     environment: Mapping[str, str] = field(default_factory=dict)
-    seconds: list[tuple[int, float]] = field(default_factory=list)
+    turns: list[tuple[int, float, float]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = None
 
@@ -92,7 +93,7 @@ class Job:
     @property
     def left(self) -> int:
         """Steps that it still has to do."""
-        return self.steps - sum(steps for steps, _ in self.seconds)
+        return self.steps - sum(turn[0] for turn in self.turns)
 
     def turn(self, images: int) -> None:
         """Let it move so many images by one step, or what is left of its steps."""
@@ -101,7 +102,8 @@ class Job:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
-        self.seconds.append((steps, self._hear()["seconds"]))
+        heard = self._hear()
+        self.turns.append((steps, heard["seconds"], heard["cpu"]))
         if not self.left:
             # A last turn, without a step: the job finishes its images and writes them.
             self._process.stdin.write("1\n")

@@ -14,17 +14,23 @@ LAYERS = [
     {"cli"},
     {"comparison"},
     {"job", "run_folder", "recipe"},
-    {"pipeline", "measurement"},
+    {"pipeline", "measurement", "generation"},
     {"report"},
     {"exporters", "evaluate", "bit_allocation"},
     {"refiners", "synthesizers", "sources", "selectors"},
+    {"reconstruction"},
     {"graph", "teachers", "generators", "inversion"},
     {"quantizers", "ranges", "losses", "images"},
     {"registry", "monitor", "settings", "disk"},
     {"errors", "_version"},
 ]
 # Parts that are split over several files at the top of the package.
-ALSO = {"kept_states": "run_folder", "recipe_text": "recipe"}
+ALSO = {
+    "kept_states": "run_folder",
+    "recipe_text": "recipe",
+    "recipe_without_images": "recipe",
+    "recipe_with_source": "recipe",
+}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
 LONGEST_FILE = 400
 

@@ -94,7 +94,7 @@ def test_a_typo_in_a_method_names_line_and_nearest_setting(tmp_path: Path) -> No
          "called 'calibrat'. Did you mean 'calibrate'?"),
         ("count: 32", "count: 0", "r.yaml:6: synthesize.count"),
         ('name: "embedded:digits-resnet"', 'nam: "x"', "r.yaml:3: teacher.nam: no such setting."),
-        ("seed: 3", "images: none", "quantization without any image is not available"),
+        ("seed: 3", "images: none", "a recipe has either `images` or `synthesize`"),
         ("seed: 3", "seed: 3\nseed: 4", "r.yaml:3: 'seed' is written twice."),
         ("seed: 3", "seed: [1", "not readable as YAML"),
         ("count: 32", "cuont: 32", "r.yaml:6: synthesize.cuont: zeroq has no such setting. Did "

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from emptyset.bit_allocation.mixed_precision import mixed_precision
     from emptyset.comparison import compare
     from emptyset.errors import EmptysetError
+    from emptyset.generation import source
     from emptyset.graph.student import Student
     from emptyset.images.image_set import ImageSet
     from emptyset.job import quantize, run
@@ -54,6 +55,7 @@ _HOMES = {
     "refine": "emptyset.pipeline",
     "run": "emptyset.job",
     "select": "emptyset.pipeline",
+    "source": "emptyset.generation",
     "synthesize": "emptyset.pipeline",
 }
 
@@ -76,6 +78,7 @@ __all__ = [
     "refine",
     "run",
     "select",
+    "source",
     "synthesize",
 ]
 

@@ -11,6 +11,7 @@ import torch
 
 from emptyset.errors import ImagesError, RecipeError
 from emptyset.images.image_set import ImageSet
+from emptyset.images.no_images import NO_IMAGES
 from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import plans, refiners, selectors, synthesizers
 from emptyset.settings import checked_config
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from emptyset.exporters.simulation import Simulation
     from emptyset.graph.student import Student
     from emptyset.images.folder import LazyImages
+    from emptyset.images.image_source import ImageSource, LiveSource
     from emptyset.quantizers.bits import Bits
 
 
@@ -250,7 +252,7 @@ def prepare(
 
 def refine(
     student: "Student",
-    images: "ImageSet | LazyImages",
+    images: "ImageSet | LazyImages | ImageSource | LiveSource | None",
     method: str = "calibrate",
     *,
     seed: int = 0,
@@ -261,7 +263,8 @@ def refine(
 
     Args:
         student: From ``prepare``.
-        images: From ``synthesize`` or ``images_from``.
+        images: From ``synthesize``, ``images_from`` or ``emptyset.source``; None for what needs
+            none.
         method: A refiner, see ``emptyset methods``.
         seed: Seed of everything random.
         monitor: Hears of progress.
@@ -269,7 +272,8 @@ def refine(
     """
     entry = refiners.get(method)
     refiner = entry.make(checked_config(entry.config, settings, where=(method,)))
-    refiner.refine(student, images, seed=seed, monitor=monitor)
+    given = NO_IMAGES if images is None else images
+    refiner.refine(student, given, seed=seed, monitor=monitor)
 
 
 def export(

@@ -14,7 +14,9 @@ from emptyset.bit_allocation.layers import COUNT, WEIGHTS, checked_widths
 from emptyset.errors import RecipeError, UnknownNameError
 from emptyset.quantizers.bits import Bits
 from emptyset.recipe_text import apply_setting, read_marked
-from emptyset.registry import Registry, nearest, plans, refiners, selectors, synthesizers
+from emptyset.recipe_with_source import SOURCE_REFINERS, require_use_of_source
+from emptyset.recipe_without_images import DATA_FREE_REFINERS, NONE, require_no_need
+from emptyset.registry import Registry, nearest, plans, refiners, selectors, sources, synthesizers
 from emptyset.settings import KeyPath, Places, checked_config, complaint, explain
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
@@ -93,6 +95,12 @@ class SynthesizeSection(MethodSection):
     count: Annotated[int, Field(ge=2)] = DEFAULT_COUNT
 
 
+class SourceSection(MethodSection):
+    """A generator trained beside the student, and how many images of it are kept at the end."""
+
+    count: Annotated[int, Field(ge=2)] = DEFAULT_COUNT
+
+
 class PlanSection(BaseModel):
     """Where the quantizers sit and how many bits they have; other keys are the plan's own."""
 
@@ -150,7 +158,10 @@ class Recipe(BaseModel):
         memory: Memory that forwards of the student may take [GB]; batches shrink to fit.
         teacher: Which network.
         synthesize: How images are made; None where ``images`` names real ones.
-        images: Folder, npz file or stored image set to calibrate with, instead of ``synthesize``.
+        images: Folder, npz file or stored image set to calibrate with, instead of ``synthesize``;
+            ``none``: without any image.
+        source: A generator that is trained beside the student; its images are the run's where
+            neither ``synthesize`` nor ``images`` is given.
         count: At most this many of ``images`` are used for calibration.
         select: Selectors, in order.
         plan: Where the quantizers sit.
@@ -168,6 +179,7 @@ class Recipe(BaseModel):
     teacher: TeacherSection
     synthesize: SynthesizeSection | None = None
     images: str | None = None
+    source: SourceSection | None = None
     count: Annotated[int, Field(ge=2)] | None = None
     select: tuple[MethodSection, ...] = ()
     plan: PlanSection = PlanSection()
@@ -250,6 +262,7 @@ def hash_of(data: Any) -> str:
 _SECTIONS: dict[str, type[BaseModel]] = {
     "teacher": TeacherSection,
     "synthesize": SynthesizeSection,
+    "source": SourceSection,
     "plan": PlanSection,
     "mixed_precision": MixedPrecisionSection,
     "export": ExportSection,
@@ -264,18 +277,6 @@ def _settings_at(path: KeyPath) -> list[str]:
 
 def _with_checked_methods(recipe: Recipe, places: Places) -> Recipe:
     """Check names and settings of all methods; fill in the default way to get images."""
-    if recipe.images == "none" and recipe.mixed_precision is not None:
-        text = "measures layers on images. Name a method such as `zeroq`, or a folder of images."
-        raise RecipeError(complaint(("mixed_precision",), places, text))
-    if recipe.images == "none":
-        raise RecipeError(
-            complaint(
-                ("images",),
-                places,
-                "quantization without any image is not available yet. Name a method such as "
-                "`zeroq`, or a folder of images.",
-            )
-        )
     if recipe.synthesize is not None and recipe.images is not None:
         raise RecipeError(
             complaint(
@@ -290,14 +291,25 @@ def _with_checked_methods(recipe: Recipe, places: Places) -> Recipe:
                 ("count",), places, "counts `images`; write `synthesize.count` for made images."
             )
         )
-    if recipe.images is None and recipe.synthesize is None:
+    if recipe.images is None and recipe.synthesize is None and recipe.source is None:
         recipe = recipe.model_copy(update={"synthesize": SynthesizeSection()})
+    given = "refine" in recipe.model_fields_set
+    if not given and (recipe.images == NONE or recipe.source is not None):
+        own = SOURCE_REFINERS if recipe.source is not None else DATA_FREE_REFINERS
+        sections = tuple(MethodSection(**section) for section in own)
+        recipe = recipe.model_copy(update={"refine": sections})
     if recipe.synthesize is not None:
         _check_method(synthesizers, recipe.synthesize, ("synthesize",), places)
+    if recipe.source is not None:
+        _check_method(sources, recipe.source, ("source",), places)
     for index, chosen in enumerate(recipe.select):
         _check_method(selectors, chosen, ("select", index), places)
     for index, chosen in enumerate(recipe.refine):
         _check_method(refiners, chosen, ("refine", index), places)
+    methods = [(section.method, section.settings()) for section in recipe.refine]
+    if recipe.images == NONE:
+        require_no_need(dict(recipe), methods, places)
+    require_use_of_source(dict(recipe), methods, places)
     _check(plans, recipe.plan.name, recipe.plan, ("plan",), "name", places)
     for pattern, bits in recipe.plan.overrides.items():
         try:

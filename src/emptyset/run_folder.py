@@ -25,6 +25,8 @@ IMAGES = "images"
 CONTACT_SHEET = f"{IMAGES}/contact_sheet.safetensors"
 MIXED_PRECISION = "mixed_precision.json"
 STUDENT = "student.safetensors"
+GENERATOR = "generator.safetensors"
+LAST_GOOD = "last_good_student.safetensors"
 MODEL = "model.onnx"
 REJECTED = "model.rejected.onnx"
 CERTIFICATE = "certificate.json"
@@ -123,6 +125,8 @@ class RunFolder:
     def begin(self, recipe: Recipe) -> None:
         """Write the recipe: from here on the folder belongs to it."""
         with disk_errors(self.path):
+            if self._stages.pop("run", None) is not None:
+                self._write_stages()  # a run of another recipe is whole no longer
             self._write(RECIPE, header_of(recipe) + recipe.to_yaml())
 
     def _leave_nothing_empty(self) -> None:

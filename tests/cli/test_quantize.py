@@ -92,7 +92,12 @@ def test_overwrite_keeps_the_stages_that_do_not_change(
         (["--bits", "w0a4"], 2, "weights must have 2 to 8 bits"),
         (["--bits", "w4"], 2, "expected w<bits>a<bits>"),
         (["--bits", "w4a99"], 2, "activations must have 2 to 8 bits"),
-        (["--images", "none"], 2, "without any image is not available yet"),
+        (["--images", "none", "--count", "5"], 2, "count: `images: none` has none to count"),
+        (
+            ["--images", "none", "--set", "refine.calibrate.activation_values=images"],
+            2,
+            "as it is set needs images",
+        ),
         (["--images", "zerok"], 2, "Did you mean 'zeroq'?"),
         (["--images", "missing/folder"], 2, "there is no such file or folder of images"),
         (["--set", "synthesize.stepz=3"], 2, "Did you mean 'steps'?"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from emptyset.generators import latent_upsampler
 from emptyset.generators.latent_upsampler import WEIGHTS, LatentUpsampler
 
 
@@ -58,3 +59,39 @@ def test_odd_sizes_are_made_exactly(size: tuple[int, int]) -> None:
     images = canvas.render(variables)
     assert images.shape == (4, 2, *size)
     assert images.mean((0, 2, 3)).abs().max().item() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(8, 12), (10, 12), (5, 16)])
+def test_values_and_gradients_are_those_of_upsampling_and_a_convolution(
+    size: tuple[int, int],
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.double).requires_grad_()
+
+    x, weight, bias = drawn(2, 7, -(-size[0] // 2), -(-size[1] // 2)), drawn(5, 7, 3, 3), drawn(5)
+    found = latent_upsampler._upsampled_convolution(x, weight, bias, size)
+    upsampled = x[:, :, torch.arange(size[0]) * x.shape[2] // size[0]]
+    upsampled = upsampled[:, :, :, torch.arange(size[1]) * x.shape[3] // size[1]]
+    expected = nn.functional.conv2d(upsampled, weight, bias, padding=1)
+    torch.testing.assert_close(found, expected)
+    slope = drawn(*expected.shape).detach()
+    for own, theirs in zip(
+        torch.autograd.grad(found, (x, weight, bias), slope),
+        torch.autograd.grad(expected, (x, weight, bias), slope),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, theirs)
+
+
+def test_pixels_are_float32_where_the_convolutions_are_not() -> None:
+    canvas = LatentUpsampler((8, 12), latent=5, widths=(6, 4))
+    variables = canvas.start((7, 3, 8, 12), torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = canvas.render(variables)
+    assert half.dtype == torch.float32
+    exact = canvas.render(variables)
+    assert 0 < (half - exact).abs().max() < 0.2
+    # Not values of bfloat16: these would be so after a round trip.
+    assert (half.bfloat16().float() - half).abs().max() > 0

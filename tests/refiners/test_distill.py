@@ -327,12 +327,12 @@ def test_the_rate_falls_by_the_schedule_of_its_preset() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "learnt"}, "learned, published. Got 'learnt'"),
+        ({"preset": "learnt"}, "learned, published, gdfq, zaq. Got 'learnt'"),
         ({"steps": 0}, "steps must be above 0"),
         ({"flip": 1.5}, "flip must be from 0 to 1"),
         ({"perturbation": -1.0}, "perturbation must not be negative"),
         ({"augmentation": "rotate"}, "shift, crop, none. Got 'rotate'"),
-        ({"legacy": True}, "set that preset"),
+        ({"legacy": True}, "set one of these"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, object], message: str) -> None:

@@ -26,6 +26,7 @@ from emptyset.cli import (
     synthesize,
     teachers,
 )
+from emptyset.cli.freed_memory import keep_freed_memory
 from emptyset.cli.output import say
 from emptyset.cli.quiet import quieten_imports
 from emptyset.errors import EmptysetError
@@ -111,6 +112,7 @@ def main() -> None:
     # Waiting threads of OpenMP spin; where another program wants the core, each step then waits for
     # a whole time slice (seen: 25 s instead of 3 s). Read when torch is imported, so set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         # Tables and bars hold × and −; a terminal without UTF-8 shows `?` instead of failing.
         if hasattr(stream, "reconfigure"):

@@ -48,7 +48,9 @@ def quantize(
     images: Annotated[
         str | None,
         typer.Option(
-            "--images", metavar="METHOD|DIR|FILE", help="How images are made, or real ones."
+            "--images",
+            metavar="METHOD|DIR|FILE|none",
+            help="How images are made, real ones, or none at all.",
         ),
     ] = None,
     count: CountOption = None,

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,12 +25,21 @@ from emptyset.cli.options import (
     settings_of,
     teacher_section,
 )
+from emptyset.errors import RecipeError
 
 
 def synthesize(
     teacher: TeacherName,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the images go.")],
-    method: Annotated[str, typer.Option("--method", help="See `emptyset methods`.")] = "zeroq",
+    method: Annotated[
+        str | None, typer.Option("--method", help="See `emptyset methods`; zeroq by default.")
+    ] = None,
+    generator: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", help="Draw from the generator.safetensors of a run instead."
+        ),
+    ] = None,
     count: Annotated[int, typer.Option("--count", metavar="N", help="Number of images.")] = 1024,
     settings: SetOption = None,
     seed: SeedOption = None,
@@ -48,17 +57,21 @@ def synthesize(
     quiet: QuietOption = False,
 ) -> None:
     """Make images from a trained network. Killed, the same command goes on."""
-    from emptyset import pipeline
+    from emptyset import generation, pipeline
     from emptyset.cli.image_folder import already_there, leaving_nothing_empty, show_card
     from emptyset.cli.output import say
     from emptyset.cli.progress import shown_progress
     from emptyset.disk import disk_errors
     from emptyset.job.from_recipe import load_from
     from emptyset.kept_states import KeepingMonitor
-    from emptyset.recipe import Recipe, hash_of
+    from emptyset.recipe import DEFAULT_METHOD, Recipe, hash_of
 
     section = teacher_section(teacher, model, model_args, input_size, mean, std, weights, classes)
-    made_by = {"method": method, "count": count} | settings_of(settings)
+    if generator is not None:
+        refuse_settings(method, settings)
+        made_by: dict[str, Any] = {"method": DEFAULT_METHOD, "count": count}
+    else:
+        made_by = {"method": method or DEFAULT_METHOD, "count": count} | settings_of(settings)
     recipe = Recipe.parse(
         {"teacher": section, "synthesize": made_by, "seed": seed or 0, "device": device or "auto"}
     )
@@ -66,6 +79,13 @@ def synthesize(
         say(f"{out} holds images already; --overwrite replaces them.")
         raise typer.Exit(5)
     loaded = load_from(recipe, allow_pickle=allow_pickle)
+    if generator is not None:
+        # Seconds of work: nothing to keep on the way.
+        with disk_errors(out):
+            trained = generation.generator_from(generator, loaded)
+            card = generation.draw_to(out, trained, count, seed=recipe.seed)
+        show_card(card, out, as_json=as_json)
+        return
     inputs = [recipe.hash(), loaded.weights_hash]
     partial = out / ".partial" / hash_of(inputs)[:12]
     with (
@@ -88,3 +108,17 @@ def synthesize(
         )
         shutil.rmtree(out / ".partial")
     show_card(card, out, as_json=as_json)
+
+
+def refuse_settings(method: str | None, settings: list[str] | None) -> None:
+    """A trained generator has its settings already.
+
+    Raises:
+        RecipeError: If a method or a setting is given beside it.
+    """
+    if method is not None or settings:
+        given = "--method" if method is not None else "--set"
+        raise RecipeError(
+            f"{given}: --from draws from a generator whose method and settings were fixed when it "
+            f"was trained. Leave {given} out."
+        )

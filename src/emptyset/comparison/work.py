@@ -150,7 +150,9 @@ class Work:
             try:
                 spent = self._spending(row)
                 with working_in(self.at, row.name, self._recipe(row, spent)) as context:
-                    parts.append(judged_images(context, fitted_images(context)))
+                    judged = judged_images(context, fitted_images(context))
+                    # A row without images has none to judge on either.
+                    parts += [] if judged is None else [judged]
             except EmptysetError as error:
                 self._note_fault(row.name, error)
         if not parts:

@@ -75,6 +75,7 @@ class Student:
         settings: Plan settings and overrides, for the record.
         originals: Parameters that training changed, as they were before, by path; the program
             holds the learnt ones.
+        records: What refiners have to tell of their work (JSON data), in order; not saved.
     """
 
     teacher: Teacher
@@ -87,6 +88,7 @@ class Student:
     float_inputs: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
     originals: dict[str, Tensor] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.quantizers = _named_quantizers(self.program)
@@ -267,7 +269,7 @@ class Student:
         return Student(
             self.teacher, program, self.plan, self.bits, self.batch_norm,
             self.integer_biases, dict(self.layer_bits), list(self.float_inputs), self.settings,
-            dict(self.originals),
+            dict(self.originals), list(self.records),
         )  # fmt: skip
 
 

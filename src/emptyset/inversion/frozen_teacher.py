@@ -111,11 +111,7 @@ class FrozenTeacher:
                 # another forward, such as that of `look`, has filled.
                 for caught in recorded:
                     caught.clear()
-                found = function(variables, targets, drawn)
-                # The gradient frees a feature map when it has passed it, if nobody else holds it.
-                for caught in recorded:
-                    caught.clear()
-                return found
+                return function(variables, targets, drawn)
 
             yield loss
 

@@ -39,7 +39,9 @@ def shifted(x_NCHW: Tensor, offset: Tensor) -> Tensor:
     # Indices, not slices: a slice would wait for the device to tell where it starts.
     rows = _reflected(height, offset[0])
     columns = _reflected(width, offset[1])
-    return x_NCHW.index_select(2, rows).index_select(3, columns)
+    # Channels last, as the teacher's copy is: whole rows and whole pixels are moved.
+    x_NHWC = x_NCHW.permute(0, 2, 3, 1).index_select(1, rows).index_select(2, columns)
+    return x_NHWC.permute(0, 3, 1, 2)
 
 
 def _reflected(size: int, offset: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ from emptyset.disk import fingerprint
 from emptyset.errors import CertificateError, CollapseError
 from emptyset.job.context import RunContext
 from emptyset.job.from_recipe import load_from
-from emptyset.job.image_stages import fitted_images, judged_images
+from emptyset.job.image_stages import fitted_images, judged_images, refuse_unjudged
 from emptyset.job.mixed_precision import refuse_early
+from emptyset.job.source_stages import drawn_images, first_images
 from emptyset.job.stages import Stages
 from emptyset.kept_states import KEEP_EVERY
 from emptyset.monitor import SILENT, Monitor
 from emptyset.recipe import Recipe, default_data, find_recipe
+from emptyset.recipe_without_images import DATA_FREE_REFINERS, NONE
 from emptyset.run_folder import METRICS, REJECTED, REPORT, RunFolder
 
 
@@ -72,12 +74,16 @@ def run(
         folder.begin(recipe)
         context = RunContext(folder, recipe, teacher, monitor, keep_every)
         refuse_early(context)
-        fitted = fitted_images(context)
-        stages = Stages(context, fitted, judged_images(context, fitted))
+        refuse_unjudged(context)
+        early = first_images(context)
+        fitted = early or fitted_images(context)
+        stages = Stages(context, fitted, None if early else judged_images(context, fitted))
         stages.student()
+        if early:
+            stages.look_at(*drawn_images(context))
         verdict = stages.guard()
         least = recipe.evaluate.min_agreement
-        if least is not None and verdict.agreement < least:
+        if least is not None and verdict is not None and verdict.agreement < least:
             folder.discard("run", "report", "evaluation", "export")
             raise CollapseError(
                 f"{verdict.message()}\nThe limit is {least:.1%} (--min-agreement), so no file "
@@ -144,7 +150,8 @@ def quantize(
         bits: For example ``w4a8``.
         out: The run folder.
         plan: ``integer``, ``edges_8bit`` or ``every_layer``.
-        images: A synthesizer's name, or a folder or file of real images; zeroq where None.
+        images: A synthesizer's name, a folder or file of real images, or ``none``: without any
+            image; zeroq where None.
         count: Number of images.
         seed: Seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -196,7 +203,7 @@ def recipe_for(
         base: What holds where nothing is said; the default recipe of the bits where None.
         bits: For example ``w4a8``.
         plan: Name of the plan.
-        images: A synthesizer's name, or a folder or file of images.
+        images: A synthesizer's name, a folder or file of images, or ``none``.
         count: Number of images.
         seed: Seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -213,7 +220,7 @@ def recipe_for(
         if "images" in data:
             data["count"] = count
         else:
-            data["synthesize"]["count"] = count
+            data["synthesize" if "synthesize" in data else "source"]["count"] = count
     for section, key, value in (
         ("plan", "bits", bits),
         ("plan", "name", plan),
@@ -229,9 +236,15 @@ def recipe_for(
 
 def _set_images(data: dict[str, Any], images: str) -> None:
     """``--images``: what exists on disk is a folder or file, everything else a method."""
+    if images == NONE:
+        data.pop("synthesize", None)
+        data["images"] = images
+        if data.get("refine") == default_data("w8a8")["refine"]:
+            data["refine"] = [dict(section) for section in DATA_FREE_REFINERS]
+        return
     path = Path(images)
     looks_like_path = path.exists() or len(path.parts) > 1 or path.suffix != ""
-    if looks_like_path or images == "none":
+    if looks_like_path:
         data.pop("synthesize", None)
         data["images"] = images
     elif data.get("synthesize", {}).get("method") != images:

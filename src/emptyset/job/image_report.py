@@ -2,32 +2,36 @@
 
 from typing import Any
 
+import torch
+
 from emptyset import measurement
 from emptyset.job.context import RunContext
 from emptyset.job.from_recipe import LARGE_IMAGE_PIXELS
 from emptyset.job.held_out import first
 from emptyset.job.image_stages import KnownImages
-from emptyset.report.contact_sheet import ContactSheet, contact_sheet
+from emptyset.report.contact_sheet import ContactSheet, Pictures, contact_sheet
 from emptyset.run_folder import Workplace
 
 MOST_LARGE_IMAGES = 64
 FEWEST_IMAGES = 2
 
 
-def real_images(fitted: KnownImages, judged: KnownImages) -> KnownImages | None:
+def real_images(fitted: KnownImages, judged: KnownImages | None) -> KnownImages | None:
     """Real images that stand beside the fitted ones: the judged ones, where they are others."""
-    return judged if judged.real and judged.images is not fitted.images else None
+    if judged is None or not judged.real or judged.images is fitted.images:
+        return None
+    return judged
 
 
 def measured_quality(
-    context: RunContext, fitted: KnownImages, judged: KnownImages
+    context: RunContext, fitted: KnownImages, judged: KnownImages | None
 ) -> dict[str, Any]:
     """Quality of the fitted images and, measured alike, of real ones where there are any.
 
     Args:
         context: The run.
         fitted: The images that the student was fitted to.
-        judged: Those it was judged on.
+        judged: Those it was judged on, if there were any.
 
     Returns:
         ``images`` and ``real``, each as ``ImageQuality.to_json`` gives it or None; nothing where
@@ -35,7 +39,7 @@ def measured_quality(
     """
     real = real_images(fitted, judged)
     count = _count(context, fitted, real)
-    if count < FEWEST_IMAGES:
+    if fitted.probes or count < FEWEST_IMAGES:
         return {}
     inputs = [
         "image_quality",
@@ -69,8 +73,15 @@ def _count(context: RunContext, fitted: KnownImages, real: KnownImages | None) -
     return min(wanted, *(len(known.images) for known in (fitted, real) if known is not None))
 
 
-def shown_images(context: RunContext, fitted: KnownImages, judged: KnownImages) -> ContactSheet:
-    """The contact sheet of a run."""
+def shown_images(
+    context: RunContext, fitted: KnownImages, judged: KnownImages | None
+) -> ContactSheet:
+    """The contact sheet of a run; empty where no image was used."""
+    if fitted.probes:
+        none = Pictures(
+            torch.empty(0, 1, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.long)
+        )
+        return ContactSheet(none, 0)
     real = real_images(fitted, judged)
     return contact_sheet(
         fitted.images,

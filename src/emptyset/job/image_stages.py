@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from emptyset import measurement, pipeline
 from emptyset.disk import fingerprint
+from emptyset.errors import RecipeError
 from emptyset.images.image_set import ImageSet
+from emptyset.images.input_spec import InputSpec
+from emptyset.images.no_images import PROBES, gaussian_probes
 from emptyset.job.context import RunContext
 from emptyset.job.from_recipe import labelled_path
 from emptyset.job.held_out import split
-from emptyset.recipe import SynthesizeSection
+from emptyset.recipe import Recipe, SynthesizeSection
+from emptyset.recipe_without_images import NONE
 from emptyset.run_folder import IMAGES, Workplace
 
 if TYPE_CHECKING:
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 OTHER_SEED = 1_000_003
 BEFORE_SELECTION = f"{IMAGES}/before_selection"
 JUDGED = f"{IMAGES}/judged"
+# As many probes as give 256 images of 32 x 32, which is what a certificate looks at.
+PIXELS, MOST_PROBES, FEWEST_PROBES = 256 * 32 * 32, 256, 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class KnownImages:
         identity: JSON data that changes when the images do.
         described: Where they come from, in words for the report.
         real: Whether they are photos, or were made from a network.
+        probes: Whether they are only for the certificate: nothing is fitted to them.
         labelled: Whether they carry class indices.
     """
 
@@ -38,6 +45,7 @@ class KnownImages:
     identity: Any
     described: str
     real: bool = False
+    probes: bool = False
 
     @property
     def labelled(self) -> bool:
@@ -48,6 +56,12 @@ class KnownImages:
 def fitted_images(context: RunContext) -> KnownImages:
     """The images that the student is fitted to: made, or the recipe's; selected where asked."""
     recipe = context.recipe
+    if recipe.images == NONE:
+        if context.folder.record("images") is not None:
+            # Of the recipe that was here before.
+            context.folder.discard("run", "images", "select", "judged", "image_quality")
+        probes = probes_of(recipe, context.teacher.input)
+        return KnownImages(probes, ["none", recipe.seed], PROBES, probes=True)
     if recipe.images is not None:
         found = _given(context, recipe.images)
     else:
@@ -108,8 +122,36 @@ def _selected(context: RunContext, found: KnownImages) -> KnownImages:
     return KnownImages(images, result["digest"], found.described, found.real)
 
 
-def judged_images(context: RunContext, fitted: KnownImages) -> KnownImages:
-    """Images that the student is not fitted to: labelled ones where there are any."""
+def refuse_unjudged(context: RunContext) -> None:
+    """Refuse a limit on what cannot be measured.
+
+    Raises:
+        RecipeError: If agreement is asked for, and there is no image to measure it on.
+    """
+    recipe = context.recipe
+    least = recipe.evaluate.min_agreement
+    if recipe.images == NONE and labelled_path(recipe) is None and least is not None:
+        raise RecipeError(
+            "evaluate.min_agreement: without any image, agreement with the teacher cannot be "
+            "measured. Name some to judge on with evaluate.images, or leave --min-agreement out."
+        )
+
+
+def probes_of(recipe: Recipe, spec: InputSpec) -> ImageSet:
+    """What the certificate is shown in a run without images."""
+    _, height, width = spec.shape
+    asked = recipe.export.certificate_images
+    return gaussian_probes(
+        spec, asked or max(FEWEST_PROBES, min(MOST_PROBES, PIXELS // (height * width))),
+        seed=recipe.seed,
+    )  # fmt: skip
+
+
+def judged_images(context: RunContext, fitted: KnownImages) -> KnownImages | None:
+    """Images that the student is not fitted to: labelled ones where there are any.
+
+    None where there is no image at all: then nothing is known of what was lost.
+    """
     recipe = context.recipe
     path = labelled_path(recipe)
     if path is not None:
@@ -120,6 +162,8 @@ def judged_images(context: RunContext, fitted: KnownImages) -> KnownImages:
         )
         images = pipeline.images_from(path, context.teacher)
         return KnownImages(images, fingerprint(path), described, real=_is_real(images))
+    if recipe.images == NONE:
+        return None
     if recipe.images is not None:
         source = pipeline.images_from(recipe.images, context.teacher)
         _, rest = split(source, seed=recipe.seed, limit=recipe.count)

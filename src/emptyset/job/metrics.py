@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from emptyset._version import __version__
 from emptyset.recipe import Recipe
+from emptyset.recipe_without_images import NONE
 from emptyset.run_folder import MIXED_PRECISION, RunFolder
 from emptyset.teachers.teacher import Teacher
 
@@ -77,6 +78,7 @@ def collect(
         "images": _images(recipe, image_count, history),
         "image_quality": result("image_quality") or None,
         "mixed_precision": folder.read_json(MIXED_PRECISION) if recipe.mixed_precision else None,
+        "training": result("student").get("records", []),
         "evaluation": result("evaluation"),
         "guard": guard.get("verdict"),
         "simulated_agreement": guard.get("agreement"),
@@ -91,8 +93,11 @@ def collect(
 
 def _images(recipe: Recipe, count: int, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     given = [{"stage": "images", "method": "given", "path": recipe.images}]
+    if recipe.images == NONE:
+        given = []
+    section = recipe.synthesize or recipe.source
     return {
-        "source": recipe.images or (recipe.synthesize.method if recipe.synthesize else None),
+        "source": recipe.images or (section.method if section else None),
         "made": recipe.images is None,
         "count": count,
         "history": [dict(entry) for entry in history] or given,

@@ -9,9 +9,10 @@ from emptyset.errors import ImagesError, RunFolderError
 from emptyset.images.image_set import CARD_NAME, ImageSet
 from emptyset.job.from_recipe import labelled_path, load_from, prepare_from
 from emptyset.job.held_out import split
-from emptyset.job.image_stages import JUDGED
+from emptyset.job.image_stages import JUDGED, probes_of
 from emptyset.job.mixed_precision import recorded_overrides
 from emptyset.recipe import Recipe
+from emptyset.recipe_without_images import NONE
 from emptyset.run_folder import CONTACT_SHEET, IMAGES, METRICS, STUDENT, RunFolder
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Restored:
         teacher = self.student.teacher
         if given is not None:
             return pipeline.images_from(given, teacher)
+        if self.recipe.images == NONE:
+            return probes_of(self.recipe, teacher.input)
         if (self.path / IMAGES / CARD_NAME).is_file():
             return ImageSet.load(self.path / IMAGES)
         if self.recipe.images is not None:
@@ -59,9 +62,10 @@ class Restored:
         path = given or labelled_path(self.recipe)
         if path is not None:
             return pipeline.images_from(path, teacher), str(given or path.name)
-        if (self.path / JUDGED / CARD_NAME).is_file():
+        without = self.recipe.images == NONE
+        if not without and (self.path / JUDGED / CARD_NAME).is_file():
             return ImageSet.load(self.path / JUDGED), "made with another seed"
-        if self.recipe.images is not None:
+        if self.recipe.images is not None and not without:
             source = pipeline.images_from(self.recipe.images, teacher)
             rest = split(source, seed=self.recipe.seed, limit=self.recipe.count)[1]
             if rest is not None:

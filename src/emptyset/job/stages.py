@@ -13,8 +13,16 @@ from emptyset.job.image_report import measured_quality, shown_images
 from emptyset.job.image_stages import KnownImages
 from emptyset.job.metrics import collect, file_facts
 from emptyset.job.mixed_precision import decided_overrides, recorded_overrides
+from emptyset.job.source_stages import (
+    keep_trained,
+    keeping_last_good,
+    restore_trained,
+    source_of,
+    write_generator,
+)
 from emptyset.monitor import PrefixedMonitor
 from emptyset.recipe import MethodSection
+from emptyset.recipe_with_source import takes_source
 from emptyset.registry import refiners
 from emptyset.report.guard import Verdict, judge
 from emptyset.report.layer_table import layer_table
@@ -34,16 +42,26 @@ if TYPE_CHECKING:
 
 GUARD_IMAGES = 512
 FLOAT_FILE = "float.onnx"
+UNKNOWN_LOSS = (
+    "there was no image to compare teacher and student on, so what was lost is not known. Give "
+    "some: emptyset evaluate RUN --images DIR."
+)
 
 
 class Stages:
     """One method per stage, in the order of the data flow."""
 
-    def __init__(self, context: RunContext, fitted: KnownImages, judged: KnownImages) -> None:
+    def __init__(
+        self, context: RunContext, fitted: KnownImages, judged: KnownImages | None
+    ) -> None:
         self._context = context
         self._fitted = fitted
         self._judged = judged
         self._student: Student | None = None
+
+    def look_at(self, fitted: KnownImages, judged: KnownImages | None) -> None:
+        """From here on these are the run's images: its source made them when it was trained."""
+        self._fitted, self._judged = fitted, judged
 
     # Student ---------------------------------------------------------------------------------
 
@@ -59,6 +77,7 @@ class Stages:
             [section.model_dump() for section in recipe.refine],
             recipe.seed,
             *([chosen] if chosen else []),
+            *([recipe.source.model_dump(exclude={"count"})] if recipe.source else []),
         ]
 
         def work(at: Workplace) -> dict[str, Any]:
@@ -67,7 +86,7 @@ class Stages:
                 self._refine(student, section, index, at)
             student.save(at.aside / STUDENT)
             self._student = student
-            return {"layers": len(student.layers())}
+            return {"layers": len(student.layers()), "records": student.records}
 
         context.run("student", inputs, work)
 
@@ -77,18 +96,31 @@ class Stages:
         """One refiner; a finished one is not run again after a kill."""
         key = f"refined-{index}"
         state = at.monitor.restore(key)
+        source = None
+        if self._context.recipe.source is not None and takes_source(
+            section.method, section.settings()
+        ):
+            source = source_of(self._context)
         if state is not None:
             student.load_state_dict(state)
-            return
-        pipeline.refine(
-            student,
-            self._fitted.images,
-            section.method,
-            seed=self._context.recipe.seed,
-            monitor=PrefixedMonitor(at.monitor, f"{index}"),
-            **self._fitting(student, section),
-        )
-        at.monitor.keep(key, student.state_dict, final=True)
+            if source is not None:
+                restore_trained(source, student, at.monitor)
+        else:
+            images = None if self._fitted.probes else self._fitted.images
+            with keeping_last_good(self._context, student, at.monitor):
+                pipeline.refine(
+                    student,
+                    images if source is None else source,
+                    section.method,
+                    seed=self._context.recipe.seed,
+                    monitor=PrefixedMonitor(at.monitor, f"{index}"),
+                    **self._fitting(student, section),
+                )
+            if source is not None:
+                keep_trained(source, student, at.monitor)
+            at.monitor.keep(key, student.state_dict, final=True)
+        if source is not None:
+            write_generator(source, at)
 
     def _fitting(self, student: "Student", section: MethodSection) -> dict[str, Any]:
         """The refiner's settings, its batch no larger than the recipe's memory allows."""
@@ -120,17 +152,23 @@ class Stages:
 
     # Guard -----------------------------------------------------------------------------------
 
-    def guard(self) -> Verdict:
-        """Compare the student with the teacher before any file is written."""
+    def guard(self) -> Verdict | None:
+        """Compare the student with the teacher before any file is written.
+
+        None where there is no image to compare them on.
+        """
         context, settings = self._context, self._context.recipe.evaluate
         inputs = [
             "guard",
             self._student_digest(),
-            self._judged.identity,
+            self._judged.identity if self._judged else "nothing to judge on",
             settings.layer_images,
             settings.min_agreement,
         ]
         told = context.run("guard", inputs, self._guard)["verdict"]
+        if told is None:
+            context.monitor.note(f"Not measured: {UNKNOWN_LOSS}")
+            return None
         verdict = Verdict(
             told["agreement"], told["collapsed"], tuple(told["guilty"]), tuple(told["proposal"])
         )
@@ -140,6 +178,8 @@ class Stages:
 
     def _guard(self, at: Workplace) -> dict[str, Any]:
         recipe, teacher = self._context.recipe, self._context.teacher
+        if self._judged is None:
+            return {"verdict": None, "agreement": None, "layer_images": 0, "layers": []}
         student, images = self.ready_student(), self._judged.images
         size = self._batch_size()
         found = measurement.measure(
@@ -203,7 +243,9 @@ class Stages:
         latency = None
         rounds = recipe.evaluate.latency_rounds
         if certificate.holds and rounds:
-            example = next(iter(self._fitted.images.batches(1))).images
+            example = self._context.teacher.example(1).cpu()
+            if not self._fitted.probes:
+                example = next(iter(self._fitted.images.batches(1))).images
             timed = compare(aside / MODEL, aside / FLOAT_FILE, example, rounds=rounds)
             latency = {"batch": len(example), **asdict(timed)}
         (aside / FLOAT_FILE).unlink(missing_ok=True)
@@ -220,11 +262,14 @@ class Stages:
             "evaluation",
             context.file_digest("export", MODEL),
             context.teacher_identity(),
-            judged.identity,
+            judged.identity if judged else "nothing to judge on",
             context.recipe.seed,
         ]
 
         def work(at: Workplace) -> dict[str, Any]:
+            if judged is None:
+                nothing = dict.fromkeys(("on", "agreement", "teacher", "quantized"))
+                return nothing | {"count": 0, "labelled": False, "not_measured": UNKNOWN_LOSS}
             found = measurement.measure(
                 context.folder.path / MODEL,
                 context.teacher,
@@ -249,8 +294,8 @@ class Stages:
             context.recipe,
             context.teacher,
             self.ready_student(),
-            len(self._fitted.images),
-            getattr(self._fitted.images, "history", ()),
+            0 if self._fitted.probes else len(self._fitted.images),
+            () if self._fitted.probes else getattr(self._fitted.images, "history", ()),
             command,
         )
 

@@ -221,9 +221,11 @@ class AffineFakeQuantizer(FakeQuantizeBase):
             if prefix + name in state_dict:
                 # Per-channel parameters take their length from the weight at calibration.
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))
-        for name in LEARNT_ROUNDING:
-            found = state_dict.get(prefix + name)
-            setattr(self, name, None if found is None else torch.empty_like(found))
+        # A state that says nothing of this quantizer takes nothing from it.
+        if prefix + "scale" in state_dict:
+            for name in LEARNT_ROUNDING:
+                found = state_dict.get(prefix + name)
+                setattr(self, name, None if found is None else torch.empty_like(found))
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.convert_range_state()
 

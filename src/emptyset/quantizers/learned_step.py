@@ -1,9 +1,10 @@
-"""What a fake quantizer computes while its student learns: three ways to set the grid.
+"""What a fake quantizer computes while its student learns: four ways to set the grid.
 
 =================  ==========================================  ================================
 ``LearnedStep``    the step follows the loss                   weights and activations
 ``FollowedRange``  min and max of the weight, at every update  weights, published protocols
 ``TrackedRange``   moving average of min and max, then fixed   activations, published protocols
+``ExtremeRange``   smallest and largest value so far           activations, ZAQ
 =================  ==========================================  ================================
 
 Values are torch's own (``torch.fake_quantize_*_affine``), so that what was trained is to the last
@@ -209,6 +210,54 @@ class TrackedRange:
         """Set the range seen so far, if anything was."""
         if self.estimator.state():
             _set(self._quantizer, *self.estimator.low_high())
+
+    def state(self) -> dict[str, Tensor]:
+        """What the estimator saw."""
+        return self.estimator.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from ``state``."""
+        self.estimator.load_state(state)
+
+
+class ExtremeRange:
+    """An activation's grid spans the smallest to the largest value seen; nothing waits for it.
+
+    Source: ZAQ, Liu et al. 2021, arXiv:2103.15263, released code.
+    Differs from source: values that are only tested with do not move it.
+
+    Attributes:
+        tracking: Whether ``forward`` still moves the range.
+    """
+
+    def __init__(self, quantizer: AffineFakeQuantizer) -> None:
+        self._quantizer = quantizer
+        self._ends: Tensor | None = None
+        self.tracking = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x_hat``; the gradient passes unchanged."""
+        if self.tracking:
+            ends = torch.stack(torch.aminmax(x.detach())).float()
+            if self._ends is not None:
+                low = torch.minimum(ends[0], self._ends[0])
+                ends = torch.stack([low, torch.maximum(ends[1], self._ends[1])])
+            self._ends = ends
+            self.publish()
+        return _passed_on(self._quantizer, x)
+
+    def publish(self) -> None:
+        """Set the range seen so far, if anything was."""
+        if self._ends is not None:
+            _set(self._quantizer, self._ends[0], self._ends[1])
+
+    def state(self) -> dict[str, Tensor]:
+        """The ends ``(2,)``; empty before the first value."""
+        return {} if self._ends is None else {"ends": self._ends}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from ``state``."""
+        self._ends = state["ends"].to(self._quantizer.scale.device) if state else None
 
 
 def _set(quantizer: AffineFakeQuantizer, low: Tensor, high: Tensor) -> None:

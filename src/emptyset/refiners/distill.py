@@ -1,79 +1,117 @@
 """Trains the student to say what the teacher says, on images alone.
 
-Two presets, one loop over an image source:
+The images are a stored set, or come from a source that is trained beside the student (`sources/`):
+then both learn in one loop. Four presets:
 
 ``learned`` (default): ours. Steps of weights (per channel) and activations start from calibration
     (Lp search below 8 bits) and are learnt with the weights; divergence from the teacher only,
-    Adam, cosine decay, images shifted and mirrored.
+    Adam, cosine decay, stored images shifted and mirrored. Beside a source the first quarter of the
+    batches is for the source alone; then its images set the ranges.
 ``published``: the protocol of IntraQ, Zhong et al. 2022, arXiv:2111.09136, which DFFG shares and
     HAST, Li et al. 2023, arXiv:2303.13826, extends: cross entropy and ``20 T²`` times the
     divergence, T = 20, SGD with Nesterov momentum, learning rate in stairs, weights on their
     min/max, activations on a moving average that is fixed after the first 4 of 151 epochs. Prepare
     the student with plan ``every_layer`` and ``batch_norm: frozen``.
+``gdfq``: the loop of GDFQ, Xu et al. 2020, arXiv:2003.03603, which Qimera and AutoReCon share: 400
+    epochs of 200 batches, in the first 4 (ImageNet: 50, ``warm_up: 0.125``) only the generator
+    learns; cross entropy and ``T²`` times the divergence in its weak form. Plan and BatchNorm as
+    for ``published``.
+``zaq``: the student's side of ZAQ, Liu et al. 2021, arXiv:2103.15263: distance of the logits and of
+    the feature maps' relations; activation ranges are the extremes of all that was trained on. With
+    Qimera's source on base zaq set ``cross_entropy: 0.1``.
 HAST: ``published`` with ``cross_entropy: 0``, ``feature_attention: 1000``, ``perturbation: 0.01``
     and ``learning_rate: 1.0e-5`` (CIFAR-10).
 
-Differs from source: activation ranges come from the training images (augmented, as they are
-    trained on), not from a generator's; their moving average is corrected once (``legacy``: again
-    at every update, as released); the last state is the result, never the best on real images.
+Differs from source: with stored images activation ranges come from these (augmented, as they are
+    trained on), not from a generator's; beside a source they are tracked in the last 4 epochs of
+    the warm-up (``legacy``: the first 4 of all). Their moving average is corrected once
+    (``legacy``: again at every update, as released). ZAQ's student keeps the teacher's BatchNorm
+    statistics. The last state is the result, never the best on real images; beside a source last
+    and best are recorded, the best by agreement with the teacher on images it does not learn from.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from emptyset.errors import NotCalibratedError
 from emptyset.graph.student import Student
-from emptyset.images.image_source import Images, ImageSource
+from emptyset.images.image_source import Images, ImageSource, LiveSource
 from emptyset.images.mixing import MIXINGS
 from emptyset.losses.distillation import REDUCTIONS
 from emptyset.monitor import SILENT, Monitor
 from emptyset.quantizers.bits import Bits
 from emptyset.quantizers.learned_step import MASKS
-from emptyset.refiners.training import EPOCHS, RANGE_EPOCHS, Course, Training
+from emptyset.refiners.best_student import KEPT, Evaluate
+from emptyset.refiners.course import PRESETS, Course
+from emptyset.refiners.source_warm_up import warmed_up
+from emptyset.refiners.training import Training
 from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
 from emptyset.registry import refiners
 
-PRESETS = ("learned", "published")
+# Of the learned preset beside a source; ours, not tuned.
+WARM_UP, SOURCE_STEPS = 0.25, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
-    """Settings of distillation; ``null`` stands for the preset's own (learned | published).
+    """Settings of distillation; ``null`` stands for the preset's own (learned | published | gdfq |
+    zaq).
 
     Attributes:
-        preset: ``learned`` or ``published``.
-        steps: Updates and range updates in all (by bits, w5: 250, w4: 500, w3 and below: 1,000 |
-            30,200); milestones and range updates scale with it.
-        learning_rate: Of weights, biases and BatchNorm (by bits: 1e-4, 2e-4, 3e-4 | 1e-4; IntraQ on
-            ImageNet: 1e-6).
+        preset: ``learned``, ``published``, ``gdfq`` or ``zaq``.
+        steps: Batches in all: warm-up, range updates, updates, and those that only a source learns
+            from (by bits, w5: 250, w4: 500, w3 and below: 1,000; beside a source four times as many
+            | 30,200 | 80,000 | 108,000); warm-up, milestones and range updates scale with it.
+        warm_up: Share of the steps before the student is updated (0, beside a source 0.25 | 4 of
+            151 epochs | 4 of 400 | 0).
+        milestones: Shares of the steps after which the learning rate falls to a tenth (cosine | 20,
+            40 and 60 of 151 epochs | 100, 200 and 300 of 400 | 100 and 200 of 300).
+        learning_rate: Of weights, biases and BatchNorm (by bits: 1e-4, 2e-4, 3e-4 | 1e-4 | 1e-4 |
+            0.1; IntraQ and GDFQ on ImageNet: 1e-6).
         step_learning_rate: Of the steps, relative [1 / update] (ten times ``learning_rate``).
-        batch_size: Images in one update. Ours; IntraQ: 256 on CIFAR, 16 on ImageNet.
-        temperature: T (4 | 20).
-        distillation: Weight of the divergence, which holds T² already (1 | 20).
-        kd_reduction: ``batch_mean``, or ``mean`` as GDFQ, Qimera and AIT: weaker by the number of
-            classes.
-        cross_entropy: Weight of the cross entropy with the images' labels (0 | 1).
+        batch_size: Images in one update. Ours; IntraQ and ZAQ: 256 on CIFAR, GDFQ's and Qimera's
+            code: 200, Qimera's paper: 64; 16 on ImageNet.
+        temperature: T (4 | 20 | 20 | -).
+        distillation: Weight of the divergence, which holds T² already (1 | 20 | 1 | 0).
+        kd_reduction: ``batch_mean``, or ``mean``: weaker by the number of classes (batch_mean |
+            batch_mean | mean | -).
+        cross_entropy: Weight of the cross entropy with the images' labels, soft ones too (0 | 1 | 1
+            | 0).
+        logit_distance: Weight of the mean distance of the logits (0 | 0 | 0 | 1).
+        relations: Weight of the distance of the feature maps' relations, ZAQ's α (0 | 0 | 0 | 1).
+        relation_positions: Most pixels that a stage's feature map may have for that. Ours, for
+            larger images; ZAQ's code for CIFAR has maps of up to 1,024.
         feature_attention: HAST's λ, weight of the feature alignment in residual units.
         perturbation: HAST's ε: every image is also shown after one sign step of this size up the
             loss [normalised units]; 0 for none.
         mask: Where gradients pass a learned quantizer: ``code``, ``value`` or ``none``.
         augmentation: ``shift`` (by up to an eighth), ``crop`` (resized, half of the area at least)
-            or ``none`` (shift | crop).
+            or ``none`` (shift | crop | none | none; beside a source always none).
         flip: Probability of mirroring an image; 0 for digits and letters.
         mixing: ``mixup`` or ``cutmix``: every image is mixed with another one and shown to teacher
             and student alike, labels in the same shares; ``none`` (none).
-        weight_decay: Of everything but steps (0 | 1e-4).
-        legacy: Published only: activation ranges by the released compounding moving average.
+        weight_decay: Of everything but steps (0 | 1e-4 | 1e-4 | 5e-4).
+        legacy: Not learned: activation ranges by the released compounding moving average, in the
+            first epochs whatever the warm-up.
+        epoch: Batches between two looks at the student: whether all is finite, and how good it is.
+        held_out: Beside a source, images of it to judge on in each look; 0: the best is not sought.
+        keep: Which student is the result beside a source, the ``last`` or the ``best``.
     """
 
     preset: str = "learned"
     steps: int | None = None
+    warm_up: float | None = None
+    milestones: tuple[float, ...] | None = None
     learning_rate: float | None = None
     step_learning_rate: float | None = None
     batch_size: int = 128
     temperature: float | None = None
     distillation: float | None = None
-    kd_reduction: str = "batch_mean"
+    kd_reduction: str | None = None
     cross_entropy: float | None = None
+    logit_distance: float | None = None
+    relations: float | None = None
+    relation_positions: int = 1024
     feature_attention: float = 0.0
     perturbation: float = 0.0
     mask: str = "code"
@@ -82,64 +120,120 @@ class DistillConfig:
     mixing: str = "none"
     weight_decay: float | None = None
     legacy: bool = False
+    epoch: int = 200
+    held_out: int = 256
+    keep: str = "last"
 
     def __post_init__(self) -> None:
         for name, known in {
-            "preset": PRESETS, "kd_reduction": REDUCTIONS, "mask": MASKS,
-            "augmentation": (None, *AUGMENTATIONS),
-            "mixing": MIXINGS,
+            "preset": tuple(PRESETS), "kd_reduction": (None, *REDUCTIONS), "mask": MASKS,
+            "augmentation": (None, *AUGMENTATIONS), "mixing": MIXINGS, "keep": KEPT,
         }.items():  # fmt: skip
             if getattr(self, name) not in known:
                 choices = ", ".join(choice for choice in known if choice)
                 raise ValueError(f"{name} must be one of {choices}. Got '{getattr(self, name)}'.")
-        for name in ("steps", "learning_rate", "temperature", "batch_size"):
+        for name in (
+            "steps", "learning_rate", "temperature", "batch_size", "relation_positions", "epoch",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0. Got {value}.")
         for name in (
-            "step_learning_rate", "distillation", "cross_entropy", "feature_attention",
-            "perturbation", "weight_decay",
+            "step_learning_rate", "distillation", "cross_entropy", "logit_distance", "relations",
+            "feature_attention", "perturbation", "weight_decay", "held_out",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative. Got {value}.")
+        self._check_shares()
+        if self.legacy and self.preset == "learned":
+            raise ValueError("legacy is what the published presets' code did; set one of these.")
+        if self.held_out == 1:
+            raise ValueError("held_out must be 0 or at least 2. Got 1.")
+
+    def _check_shares(self) -> None:
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip must be from 0 to 1. Got {self.flip}.")
-        if self.legacy and self.preset != "published":
-            raise ValueError("legacy is what the published preset's code did; set that preset.")
+        if self.warm_up is not None and not 0 <= self.warm_up < 1:
+            raise ValueError(f"warm_up is a share from 0 to below 1. Got {self.warm_up}.")
+        if self.milestones is not None and not all(0 < m <= 1 for m in self.milestones):
+            raise ValueError(f"milestones are shares from 0 to 1. Got {self.milestones}.")
+        weights = ("distillation", "cross_entropy", "logit_distance", "relations")
+        own = PRESETS[self.preset]
+        learnt = [_given(getattr(self, name), getattr(own, name)) for name in weights]
+        if not (any(learnt) or self.feature_attention):
+            raise ValueError(
+                "distillation, cross_entropy, logit_distance, relations and feature_attention are "
+                "all 0, so there is nothing to learn. Set one of them."
+            )
 
     @classmethod
     def smallest(cls) -> "DistillConfig":
         """Settings that finish in a blink; the contract tests run these."""
         return cls(steps=3, batch_size=4)
 
-    def course(self, bits: Bits) -> Course:
-        """What these settings come to for a student of these bits."""
-        learned, fewest = self.preset == "learned", min(bits.weights, bits.activations)
+    def course(self, bits: Bits, source: LiveSource | None = None) -> Course:
+        """What these settings come to for a student of these bits, beside a source or not."""
+        own, live = PRESETS[self.preset], source is not None
+        fewest = min(bits.weights, bits.activations)
         steps, rate = (250, 1e-4) if fewest >= 5 else (500, 2e-4) if fewest == 4 else (1000, 3e-4)
-        if not learned:
-            steps, rate = 200 * EPOCHS, 1e-4
+        if not own.learned:
+            steps, rate = own.steps or steps, own.learning_rate
+        elif live:
+            steps *= SOURCE_STEPS
         steps, rate = self.steps or steps, self.learning_rate or rate
+        warm_up, range_steps = self._before_updates(steps, source)
+        shares = (
+            tuple(Fraction(m, own.epochs) for m in own.milestones)
+            if self.milestones is None
+            else tuple(Fraction(m) for m in self.milestones)
+        )
         return Course(
-            learned=learned,
+            learned=own.learned,
             steps=steps,
-            range_steps=0 if learned else max(1, round(steps * RANGE_EPOCHS / EPOCHS)),
-            learning_rate=rate,
+            warm_up=warm_up,
+            range_steps=range_steps,
+            early_ranges=self.legacy,
+            ranges=own.ranges,
+            milestones=shares,
             batch_size=self.batch_size,
+            learning_rate=rate,
             step_learning_rate=_given(self.step_learning_rate, 10 * rate),
-            temperature=self.temperature or (4.0 if learned else 20.0),
-            distillation=_given(self.distillation, 1.0 if learned else 20.0),
-            kd_reduction=self.kd_reduction,
-            cross_entropy=_given(self.cross_entropy, 0.0 if learned else 1.0),
+            nesterov=own.nesterov,
+            temperature=self.temperature or own.temperature,
+            distillation=_given(self.distillation, own.distillation),
+            kd_reduction=self.kd_reduction or own.kd_reduction,
+            cross_entropy=_given(self.cross_entropy, own.cross_entropy),
+            logit_distance=_given(self.logit_distance, own.logit_distance),
+            relations=_given(self.relations, own.relations),
+            relation_positions=self.relation_positions,
             feature_attention=self.feature_attention,
             perturbation=self.perturbation,
             mask=self.mask,
-            augmentation=self.augmentation or ("shift" if learned else "crop"),
+            augmentation=self.augmentation or ("none" if live else own.augmentation),
             flip=self.flip,
             mixing=self.mixing,
-            weight_decay=_given(self.weight_decay, 0.0 if learned else 1e-4),
+            weight_decay=_given(self.weight_decay, own.weight_decay),
             legacy=self.legacy,
+            epoch=self.epoch,
+            held_out=self.held_out,
+            keep=self.keep,
         )
+
+    def _before_updates(self, steps: int, source: LiveSource | None) -> tuple[int, int]:
+        """Batches before the student is updated, and how many of them track ranges."""
+        own = PRESETS[self.preset]
+        if own.learned:
+            # A source that learns from the student cannot learn before it.
+            waits = source is not None and not source.needs_student
+            share = _given(self.warm_up, WARM_UP)
+            return (min(round(steps * share), steps - 1) if waits else 0), 0
+        ranges = max(1, round(steps * own.range_epochs / own.epochs)) if own.range_epochs else 0
+        share = _given(self.warm_up, own.warm_up / own.epochs)
+        warm_up = max(round(steps * share), ranges)
+        if source is not None and source.needs_student:
+            ranges = warm_up  # it asks the student from the first batch on
+        return warm_up, ranges
 
 
 def _given(value: float | None, otherwise: float) -> float:
@@ -150,7 +244,8 @@ def _given(value: float | None, otherwise: float) -> float:
     "distill",
     DistillConfig,
     sentence="Trains weights and steps to say what the teacher says, on images alone.",
-    source="ours; preset published: IntraQ, Zhong et al. 2022, and HAST, Li et al. 2023",
+    source="ours; presets of IntraQ, Zhong et al. 2022, HAST, Li et al. 2023, GDFQ, Xu et al. "
+    "2020, and ZAQ, Liu et al. 2021",
 )
 @dataclass(frozen=True, slots=True)
 class Distill:
@@ -158,34 +253,54 @@ class Distill:
 
     config: DistillConfig
 
+    def takes_source(self) -> bool:
+        """Whether it trains a source beside the student."""
+        return True
+
     def refine(
         self,
         student: Student,
-        images: Images | ImageSource,
+        images: Images | ImageSource | LiveSource,
         *,
         seed: int = 0,
         monitor: Monitor = SILENT,
+        evaluate: Evaluate | None = None,
     ) -> None:
         """Train ``student``, in place; its originals are kept for float mode.
 
+        What was found of the last and the best epoch is appended to ``student.records``.
+
         Args:
             student: A prepared student; calibrated here where it is not.
-            images: Images, all held in memory while training; or any image source.
+            images: Images, all held in memory while training; or any image source, also one that
+                is trained beside the student.
             seed: Of the order and the augmentation.
             monitor: Hears of progress; keeps what was learnt, so that a killed run goes on.
+            evaluate: Says after every epoch how good the student is, larger is better, in place of
+                the agreement on held-out images; of stored images only so is a best one sought.
 
         Raises:
             ImagesError: If there are no images, or labels are needed and missing.
             NotCalibratedError: If the student has no ranges and the source cannot give images.
-            CollapseError: If training diverged; the student is then as it was.
+            CollapseError: If training diverged; the student is then as it was. Beside a live source
+                a DivergedError, which names the loss term; the student is the last good one.
+            UnsupportedModelError: If features are asked for that the network does not have.
         """
-        course = self.config.course(student.bits)
-        if course.learned and not all(bool(q.calibrated) for q in student.quantizers.values()):
+        live = images if isinstance(images, LiveSource) else None
+        course = self.config.course(student.bits, live)
+        calibrated = all(bool(q.calibrated) for q in student.quantizers.values())
+        calibrate = refiners.get("calibrate")
+        refiner = calibrate.make(calibrate.config())
+        if course.learned and live is not None:
+            made = warmed_up(live, course, seed=seed, monitor=monitor, draw=not calibrated)
+            if made is not None:
+                refiner.refine(student, made, seed=seed)
+        elif course.learned and not calibrated:
             if not isinstance(images, Images):
                 raise NotCalibratedError(
                     "distill: the student has no ranges yet, and they cannot be set from an image "
                     "source. Run the refiner 'calibrate' on some images first."
                 )
-            entry = refiners.get("calibrate")
-            entry.make(entry.config()).refine(student, images, seed=seed, monitor=monitor)
-        Training(student, source_of(images, seed), course, seed).run(monitor)
+            refiner.refine(student, images, seed=seed, monitor=monitor)
+        source = live or source_of(images, seed)
+        Training(student, source, course, seed, evaluate=evaluate).run(monitor)

@@ -1,25 +1,26 @@
 """One training of a student: what is updated, in which order, and how it goes on after a kill."""
 
-import math
+import functools
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from emptyset.errors import CollapseError, ImagesError
+from emptyset.errors import CollapseError
 from emptyset.graph.bias_range import keep_biases_in_int32
-from emptyset.graph.operators import attribute
 from emptyset.graph.originals import put, trainable
 from emptyset.graph.student import Student
 from emptyset.images.image_set import Batch
-from emptyset.images.image_source import Disagreement, ImageSource
-from emptyset.losses.distillation import distillation_loss
-from emptyset.losses.feature_attention import feature_attention_loss
+from emptyset.images.image_source import Disagreement, ImageSource, Lesson, LiveSource
 from emptyset.monitor import Monitor, State
-from emptyset.quantizers.learned_step import FollowedRange, LearnedStep, TrackedRange
+from emptyset.refiners.best_student import BestStudent, Evaluate, put_back
+from emptyset.refiners.course import EXTREMES, Course
+from emptyset.refiners.finite_losses import DivergedError, FiniteLosses
+from emptyset.refiners.learners import Learners
+from emptyset.refiners.student_losses import Opinions, weighted_losses
 from emptyset.refiners.training_parts import (
     Pair,
     augmented,
@@ -29,95 +30,92 @@ from emptyset.refiners.training_parts import (
 )
 
 KEY = "distill"
-# Of IntraQ's 151 epochs: ranges are tracked in 4, the learning rate falls after these.
-EPOCHS, RANGE_EPOCHS, MILESTONES = 151, 4, (20, 40, 60)
-Learner = LearnedStep | FollowedRange | TrackedRange
-
-
-@dataclass(frozen=True)
-class Course:
-    """Settings with every blank filled in; see the refiner `distill`.
-
-    Attributes:
-        learned: Steps are learnt with Adam; otherwise ranges are followed and tracked, with SGD.
-        range_steps: How many of the steps only track ranges.
-    """
-
-    learned: bool
-    steps: int
-    range_steps: int
-    batch_size: int
-    learning_rate: float
-    step_learning_rate: float
-    temperature: float
-    distillation: float
-    kd_reduction: str
-    cross_entropy: float
-    feature_attention: float
-    perturbation: float
-    mask: str
-    augmentation: str
-    flip: float
-    mixing: str
-    weight_decay: float
-    legacy: bool
-
-    def share_of_rate(self, number: int) -> float:
-        """Factor of the learning rates in update ``number``, counted from 0."""
-        if self.learned:
-            return 0.5 * (1 + math.cos(math.pi * number / self.steps))
-        passed = [m for m in MILESTONES if number * EPOCHS >= m * self.steps]
-        return float(0.1 ** len(passed))
 
 
 class Training:
     """One student while it learns."""
 
-    def __init__(self, student: Student, source: ImageSource, course: Course, seed: int) -> None:
+    def __init__(
+        self,
+        student: Student,
+        source: ImageSource | LiveSource,
+        course: Course,
+        seed: int,
+        *,
+        evaluate: Evaluate | None = None,
+    ) -> None:
         self._student, self._source, self._seed = student, source, seed
         self._course = course
-        self._pair: Pair = pair_of(student, tapped=course.feature_attention > 0)
+        self._live = source if isinstance(source, LiveSource) else None
+        stages = course.relations > 0 or (self._live is not None and self._live.needs_features)
+        self._pair: Pair = pair_of(
+            student,
+            bodies=course.feature_attention > 0,
+            stages=course.relation_positions if stages else None,
+        )
         # What the weights learn with; ranges are tracked without compiling.
         self._learning_pair = self._pair
+        self._taps = stages or course.feature_attention > 0
         self._parameters = trainable(student.program)
-        self._learners: dict[str, Learner] = {}
         self._compiled = False
         self._classes = 0
         if course.mixing != "none":
             with torch.no_grad():
                 self._classes = self._pair.teacher(student.teacher.example(1))[0].shape[1]
+        self._best = BestStudent(
+            student,
+            self._parameters,
+            self._live,
+            held_out=course.held_out,
+            seed=seed * 1_000_003 + 2,
+            evaluate=evaluate,
+        )
+        self._finite = (
+            FiniteLosses(student, self._parameters, self._live) if self._live is not None else None
+        )
 
     def run(self, monitor: Monitor) -> None:
         """All updates, or those that are left after a kill."""
-        total = self._course.steps
+        course, total = self._course, self._course.steps
+        if self._live is not None and not course.learned:
+            self._live.begin(total, course.batch_size, monitor=monitor)
         with self._learning():
             kept = monitor.restore(KEY)
             if self._compiles(kept, monitor):
                 self._learning_pair = self._pair.compiled()
             number = self._restore(kept)
             while number < total:
-                self._update(number)
+                try:
+                    self._update(number)
+                except RuntimeError as error:
+                    # Kernels refuse grids that follow from NaN: that is not what went wrong.
+                    self._look_for_fault(number, error)
+                    raise
                 number += 1
                 monitor.advance(KEY, number, total)
+                if number % course.epoch == 0 or number == total:
+                    self._end_epoch(number)
                 monitor.keep(KEY, lambda done=number: self._state(done), final=number == total)  # type: ignore[misc]
+            if course.keep == "best" and self._best.best is not None:
+                put_back(self._student, self._parameters, self._best.best)
 
     def _compiles(self, kept: State | None, monitor: Monitor) -> bool:
         """Decided once: compiled and eager code round differently, a resumed run must not."""
         course = self._course
         if kept is not None:
             self._compiled = bool(kept["compiled"])
-        else:
+        elif course.learned or course.ranges != EXTREMES:
             self._compiled = pays_to_compile(
                 self._student,
                 batch_size=course.batch_size,
-                updates=course.steps - course.range_steps,
+                updates=course.steps - max(course.warm_up, course.range_steps),
                 monitor=monitor,
             )
         return self._compiled
 
     @contextmanager
     def _learning(self) -> Iterator[None]:
-        """Inside, parameters take gradients; a fault leaves the student as it was."""
+        """Inside, parameters take gradients; a fault leaves the student as it was, or was good."""
         student = self._student
         before = {path: p.detach().clone() for path, p in self._parameters.items()}
         ranges = {name: q.state_dict() for name, q in student.quantizers.items()}
@@ -125,12 +123,16 @@ class Training:
         try:
             for parameter in self._parameters.values():
                 parameter.requires_grad_(True)
-            for name, quantizer in student.quantizers.items():
-                self._learners[name] = quantizer.trained = self._learner(name)
+            self._learners = Learners(student, self._course)
             self._optimizer = self._new_optimizer()
             yield
             self._check_finite()
-        except BaseException:
+        except BaseException as error:
+            finite = self._finite
+            if isinstance(error, DivergedError) and finite is not None and finite.keep_good():
+                student.originals = before | student.originals
+                keep_biases_in_int32(student)
+                raise
             put(self._parameters, before)
             for name, quantizer in student.quantizers.items():
                 quantizer.load_state_dict(ranges[name])
@@ -143,14 +145,9 @@ class Training:
                 quantizer.trained = None
         student.originals = before | student.originals
         keep_biases_in_int32(student)
-
-    def _learner(self, name: str) -> Learner:
-        quantizer = self._student.quantizers[name]
-        if self._course.learned:
-            return LearnedStep(quantizer, self._course.mask)
-        if quantizer.axis is None:
-            return TrackedRange(quantizer, legacy=self._course.legacy)
-        return FollowedRange(quantizer, attribute(self._student.program, name))
+        record = self._best.record(self._course.keep)
+        if record is not None:
+            student.records.append({"refiner": KEY} | record)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         course = self._course
@@ -160,47 +157,98 @@ class Training:
             "weight_decay": course.weight_decay,
         }
         if not course.learned:
-            return torch.optim.SGD([weights], lr=course.learning_rate, momentum=0.9, nesterov=True)
+            return torch.optim.SGD(
+                [weights], lr=course.learning_rate, momentum=0.9, nesterov=course.nesterov
+            )
         steps = {
-            "params": [x.parameter for x in self._learners.values() if isinstance(x, LearnedStep)],
+            "params": self._learners.steps(),
             "start": course.step_learning_rate,
             "weight_decay": 0.0,
         }
         return torch.optim.Adam([weights, steps], lr=course.learning_rate)
 
     def _update(self, number: int) -> None:
-        """One batch: ranges move first, then weights."""
-        course, device = self._course, self._student.device
-        batch = self._source.next_batch(self._course.batch_size)
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
-        images = augmented(batch.images.to(device), course.augmentation, course.flip, generator)
-        batch = Batch(images, None if batch.targets is None else batch.targets.to(device))
-        if course.mixing != "none":
-            batch = mixed_batch(batch, course.mixing, self._classes, generator)
-        tracking = number < course.range_steps
-        for learner in self._learners.values():
-            if isinstance(learner, TrackedRange):
-                learner.tracking = tracking
-        if tracking:
+        """One batch: the source learns, ranges move, then weights."""
+        course = self._course
+        batch = self._source.next_batch(course.batch_size)
+        tracking, learns = course.tracks(number), number >= course.warm_up
+        self._learners.track(tracking)
+        said = None
+        if isinstance(batch, Lesson):
+            if batch.source_learns:
+                said = self._teach_source(batch)
+            # No student forward that nobody needs.
+            if not batch.student_learns or not (learns or (tracking and said is None)):
+                return
+        # Ranges are those of whole images; what is learnt from may be mixed ones.
+        shown = self._shown(batch, number, mixing=course.mixing if learns else "none")
+        if learns:
+            known = said if shown is batch and course.perturbation == 0 else None
+            said = self._learn(shown, known, course.share_of_rate(number))
+        elif tracking:
             with torch.no_grad():
-                ours, theirs = self._pair.student(images)[0], self._pair.teacher(images)[0]
-        else:
-            ours, theirs = self._learn(batch, course.share_of_rate(number))
-        self._source.learn_from(Disagreement(batch, theirs.detach(), ours.detach()))
+                said = self._say(self._pair, shown, shown.images)
+        if self._live is None and said is not None:
+            heard = Disagreement(shown, said.theirs.detach(), said.ours.detach())
+            self._source.learn_from(heard)
 
-    def _learn(self, batch: Batch, share: float) -> tuple[Tensor, Tensor]:
-        """One optimizer step; gives the logits of student and teacher."""
+    def _shown(self, batch: Batch, number: int, *, mixing: str) -> Batch:
+        """The batch as student and teacher see it: moved, cropped, mirrored or mixed."""
+        course, device = self._course, self._student.device
+        if isinstance(batch, Lesson) and (course.augmentation, mixing) == ("none", "none"):
+            return batch
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+        images = batch.images.detach().to(device)
+        images = augmented(images, course.augmentation, course.flip, generator)
+        batch = Batch(images, None if batch.targets is None else batch.targets.to(device))
+        if mixing != "none":
+            batch = mixed_batch(batch, mixing, self._classes, generator)
+        return batch
+
+    def _teach_source(self, lesson: Lesson) -> Opinions:
+        """Let the source learn from what both say, as functions of its images."""
+        said = self._say(self._learning_pair, lesson, lesson.images)
+        self._source.learn_from(
+            Disagreement(
+                lesson, said.theirs, said.ours, tuple(said.their_stages), tuple(said.our_stages)
+            )
+        )
+        return replace(
+            said,
+            theirs=said.theirs.detach(),
+            their_bodies=[x.detach() for x in said.their_bodies],
+            their_stages=[x.detach() for x in said.their_stages],
+        )
+
+    def _say(self, pair: Pair, batch: Batch, images: Tensor) -> Opinions:
+        """What student and teacher say of images that belong to a batch."""
+        theirs = batch.teacher_logits if isinstance(batch, Lesson) else None
+        expected: list[Tensor] = []
+        # Known already, unless features are wanted or the images are others by now.
+        if theirs is None or self._taps or images is not batch.images:
+            # Gradients pass through the teacher only to the images, never to it.
+            with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
+                theirs, expected = pair.teacher(images)
+        ours, found = pair.student(images)
+        n = pair.bodies
+        return Opinions(ours, theirs, found[:n], expected[:n], found[n:], expected[n:])
+
+    def _learn(self, batch: Batch, known: Opinions | None, share: float) -> Opinions:
+        """One optimizer step; ``known``: what both said of just this batch, if they did."""
         weights = [p for group in self._optimizer.param_groups for p in group["params"]]
         size = self._course.perturbation
-        images = batch.images.detach().requires_grad_(size > 0)
-        loss, ours, theirs = self._loss(images, batch.targets)
+        images = batch.images
+        if known is None and (size > 0 or images.requires_grad):
+            images = images.detach().requires_grad_(size > 0)
+        said = known or self._say(self._learning_pair, batch, images)
+        loss = self._loss(said, batch.targets)
         wanted = [*weights, images] if size > 0 else weights
         gradients = list(torch.autograd.grad(loss, wanted, allow_unused=True))
         if size > 0:
             direction = gradients.pop()
             assert direction is not None
             harder = (images + size * direction.sign()).detach()
-            again = self._loss(harder, batch.targets)[0]
+            again = self._loss(self._say(self._learning_pair, batch, harder), batch.targets)
             more = torch.autograd.grad(again, weights, allow_unused=True)
             gradients = [
                 None if a is None or b is None else a + b
@@ -211,31 +259,32 @@ class Training:
         for group in self._optimizer.param_groups:
             group["lr"] = group["start"] * share
         self._optimizer.step()
-        for learner in self._learners.values():
-            if not isinstance(learner, TrackedRange):
-                learner.publish()
-        return ours, theirs
+        self._learners.publish()
+        return said
 
-    def _loss(self, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, and the logits of student and teacher."""
-        course = self._course
-        # Gradients pass through the teacher only to the images (the perturbation), never to it.
-        with torch.set_grad_enabled(images.requires_grad):
-            theirs, expected = self._learning_pair.teacher(images)
-        ours, found = self._learning_pair.student(images)
-        loss = course.distillation * distillation_loss(
-            ours, theirs, temperature=course.temperature, kd_reduction=course.kd_reduction
-        )
-        if course.cross_entropy > 0:
-            if targets is None:
-                raise ImagesError(
-                    "distill: the cross entropy needs labels, and these images have none. Set "
-                    "cross_entropy to 0, or use images that a method made for labels."
-                )
-            loss = loss + course.cross_entropy * F.cross_entropy(ours, targets)
-        if course.feature_attention > 0:
-            loss = loss + course.feature_attention * feature_attention_loss(found, expected)
-        return loss, ours, theirs
+    def _loss(self, said: Opinions, targets: Tensor | None) -> Tensor:
+        """The sum of all weighted losses."""
+        losses = weighted_losses(self._course, said, targets)
+        if self._finite is not None:
+            self._finite.add(losses)
+        return functools.reduce(operator.add, losses.values())
+
+    def _look_for_fault(self, number: int, error: RuntimeError) -> None:
+        """Say which loss diverged, if one did."""
+        try:
+            if self._finite is not None:
+                self._finite.look(number, learnt=False, rate=self._course.learning_rate)
+            self._check_finite()
+        except CollapseError as fault:
+            raise fault from error
+
+    def _end_epoch(self, number: int) -> None:
+        """Look whether all is well, and how good the student is."""
+        learnt = number > self._course.warm_up
+        if self._finite is not None:
+            self._finite.look(number, learnt=learnt, rate=self._course.learning_rate)
+        if learnt:
+            self._best.look(number)
 
     def _check_finite(self) -> None:
         scales = [quantizer.scale for quantizer in self._student.quantizers.values()]
@@ -248,28 +297,21 @@ class Training:
 
     def _state(self, done: int) -> State:
         state = {f"parameter|{path}": p.detach() for path, p in self._parameters.items()}
-        for name, learner in self._learners.items():
-            if isinstance(learner, LearnedStep):
-                state[f"step|{name}"] = learner.parameter.detach()
-            elif isinstance(learner, TrackedRange):
-                seen = learner.estimator.state()
-                state |= {f"range|{name}|{key}": value for key, value in seen.items()}
+        state |= self._learners.state()
         for index, values in self._optimizer.state_dict()["state"].items():
             state |= {f"optimizer|{index}|{key}": v for key, v in values.items() if v is not None}
         state |= {f"source|{key}": value for key, value in self._source.state().items()}
+        state |= {f"best|{key}": value for key, value in self._best.state().items()}
+        if self._finite is not None:
+            state |= {f"finite|{key}": value for key, value in self._finite.state().items()}
         return {**state, "done": torch.tensor(done), "compiled": torch.tensor(self._compiled)}
 
     def _restore(self, state: State | None) -> int:
-        """Take over what a killed run had learnt; gives how many updates that were."""
+        """Take over what a killed run had learnt; gives how many batches that were."""
         if state is None:
-            return 0
+            return self._course.first
         put(self._parameters, _part(state, "parameter|"))
-        for name, learner in self._learners.items():
-            if isinstance(learner, LearnedStep):
-                put({name: learner.parameter}, {name: state[f"step|{name}"]})
-            elif isinstance(learner, TrackedRange):
-                learner.estimator.load_state(_part(state, f"range|{name}|"))
-            learner.publish()
+        self._learners.load_state(state)
         kept: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(state, "optimizer|").items():
             index, key = name.split("|")
@@ -277,6 +319,9 @@ class Training:
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
         self._source.load_state(_part(state, "source|"))
+        self._best.load_state(_part(state, "best|"))
+        if self._finite is not None:
+            self._finite.load_state(_part(state, "finite|"))
         return int(state["done"])
 
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from emptyset.errors import ImagesError, UnsupportedModelError
 from emptyset.graph.originals import put
 from emptyset.graph.residual_bodies import Tapped, residual_bodies
+from emptyset.graph.stage_outputs import stage_outputs
 from emptyset.graph.student import Student
 from emptyset.images.augmentation import mirrored, shifted
 from emptyset.images.image_set import Batch, ImageSet
-from emptyset.images.image_source import Images, ImageSource, StoredImages
+from emptyset.images.image_source import Images, ImageSource, LiveSource, StoredImages
 from emptyset.images.mixing import mixed
 from emptyset.inversion.compilation import compiled, compiler_found, worth_compiling
 from emptyset.inversion.resampling import draw_crops, sampled
@@ -32,7 +33,7 @@ Network = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 """``(N, C, H, W)`` images to ``(N, K)`` logits and features."""
 
 
-def source_of(images: Images | ImageSource, seed: int) -> ImageSource:
+def source_of(images: Images | ImageSource | LiveSource, seed: int) -> ImageSource | LiveSource:
     """A source of batches in random order; images on disk are read into memory.
 
     Raises:
@@ -98,14 +99,22 @@ def mixed_batch(batch: Batch, method: str, classes: int, generator: torch.Genera
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher as functions of images, with matching features where asked for."""
+    """Student and teacher as functions of images, with matching features where asked for.
+
+    Attributes:
+        student: Gives logits and features.
+        teacher: Gives the same of the float network.
+        bodies: So many of the features are what residual units add; the others are outputs of
+            stages.
+    """
 
     student: Network
     teacher: Network
+    bodies: int = 0
 
     def compiled(self) -> "Pair":
         """The same through ``torch.compile``; compiling happens at the first call."""
-        return Pair(compiled(self.student), compiled(self.teacher))
+        return Pair(compiled(self.student), compiled(self.teacher), self.bodies)
 
 
 def pays_to_compile(student: Student, *, batch_size: int, updates: int, monitor: Monitor) -> bool:
@@ -141,31 +150,43 @@ def pays_to_compile(student: Student, *, batch_size: int, updates: int, monitor:
     return pays
 
 
-def pair_of(student: Student, *, tapped: bool) -> Pair:
+def pair_of(student: Student, *, bodies: bool, stages: int | None = None) -> Pair:
     """The student and its teacher.
 
     Args:
         student: Prepared.
-        tapped: Whether both give the bodies of their residual units as features.
+        bodies: Whether both give the bodies of their residual units as features.
+        stages: Whether both also give the outputs of their stages, and the most pixels that the map
+            of one may have; None: they do not.
 
     Raises:
-        UnsupportedModelError: If features are asked for and there is no residual unit.
+        UnsupportedModelError: If features are asked for and the network has none.
     """
-    if not tapped:
+    if not bodies and stages is None:
         module = student.teacher.module
         return Pair(lambda x: (student(x), []), lambda x: (module(x), []))
-    bodies = residual_bodies(student.program)
-    if not bodies:
+    units = residual_bodies(student.program) if bodies else []
+    if bodies and not units:
         raise UnsupportedModelError(
             "distill: feature_attention compares what residual units add, and this network has "
             "none. Set feature_attention to 0."
+        )
+    ends = stage_outputs(student, most_positions=stages) if stages is not None else []
+    if stages is not None and not ends:
+        raise UnsupportedModelError(
+            f"distill: feature maps of at most {stages} pixels are compared, and this network has "
+            "none. Raise relation_positions, or set relations to 0 and use a source that needs no "
+            "feature maps (gdfq, qimera, autorecon)."
         )
     reference = student.copy()
     reference.program.requires_grad_(False)
     put(dict(reference.program.named_parameters()), reference.originals)
     for quantizer in reference.quantizers.values():
         quantizer.enabled = False
+    by_name = {node.name: node for node in reference.program.graph.nodes}
+    tapped = [*units, *ends]
     return Pair(
-        Tapped(student.program, bodies),
-        Tapped(reference.program, residual_bodies(reference.program)),
+        Tapped(student.program, tapped),
+        Tapped(reference.program, [by_name[node.name] for node in tapped]),
+        len(units),
     )

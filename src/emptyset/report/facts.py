@@ -65,6 +65,8 @@ def _accuracy(metrics: dict[str, Any]) -> list[Row]:
 def _agreement(metrics: dict[str, Any]) -> Row:
     judged = metrics["evaluation"]
     found = judged["agreement"]
+    if found is None:
+        return Row("agreement with the teacher", "", "not measured", judged["not_measured"])
     remark = f"95 % interval {percent(found['low'])} to {percent(found['high'])}"
     if not judged.get("teacher"):
         remark += f"; {judged['count']:,} images: {judged['on']}"
@@ -127,13 +129,20 @@ def _file(metrics: dict[str, Any]) -> list[Row]:
 def _certificate(metrics: dict[str, Any]) -> Row:
     certificate = metrics["certificate"]
     holds = bool(certificate.get("holds"))
-    return Row("certificate", "", "holds" if holds else "FAILS", certificate.get("summary", ""))
+    summary = certificate.get("summary", "")
+    if metrics["images"]["source"] == "none":
+        summary += "; the images are Gaussian probes, which served nothing else"
+    return Row("certificate", "", "holds" if holds else "FAILS", summary)
 
 
 def headline(metrics: dict[str, Any]) -> str:
     """What the images were, in one sentence; noise is called noise."""
     images = metrics["images"]
     count, source = images["count"], images["source"]
+    if source == "none":
+        return (
+            "No image was used: what BatchNorm stored in training set all ranges and corrections."
+        )
     if not images["made"]:
         return f"Calibrated with {count:,} real images from {source}."
     if source == "noise":

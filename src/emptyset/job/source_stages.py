@@ -1,0 +1,114 @@
+"""What a recipe with a source adds: the source in the student's stage, and its images after it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from emptyset import generation
+from emptyset.generators.generator_file import save_generator
+from emptyset.images.image_set import ImageSet
+from emptyset.job.context import RunContext
+from emptyset.job.from_recipe import labelled_path
+from emptyset.job.image_stages import JUDGED, OTHER_SEED, KnownImages, judged_images, probes_of
+from emptyset.monitor import Monitor
+from emptyset.recipe_with_source import draws_images_last
+from emptyset.refiners.finite_losses import DivergedError
+from emptyset.run_folder import GENERATOR, IMAGES, LAST_GOOD, Workplace
+
+if TYPE_CHECKING:
+    from emptyset.graph.student import Student
+
+_STATE, _RECORDS = "trained-source", "records"
+
+
+def source_of(context: RunContext) -> Any:
+    """The recipe's source, fresh."""
+    section = context.recipe.source
+    assert section is not None
+    return generation.source(
+        context.teacher, section.method, seed=context.recipe.seed, **section.settings()
+    )
+
+
+def keep_trained(source: Any, student: "Student", monitor: Monitor) -> None:
+    """Keep the trained source, and what training had to tell, beside the refined student."""
+    monitor.keep(_STATE, source.state, final=True)
+    text = torch.tensor(list(json.dumps(student.records).encode()), dtype=torch.uint8)
+    monitor.keep(_RECORDS, lambda: {"json": text}, final=True)
+
+
+def restore_trained(source: Any, student: "Student", monitor: Monitor) -> None:
+    """Take over what ``keep_trained`` kept before a kill."""
+    state, records = monitor.restore(_STATE), monitor.restore(_RECORDS)
+    assert state is not None
+    assert records is not None
+    source.load_state(state)
+    student.records = json.loads(bytes(records["json"].tolist()))
+
+
+def write_generator(source: Any, at: Workplace) -> None:
+    """The trained generator is an asset of the run."""
+    save_generator(source, at.aside / GENERATOR)
+
+
+@contextmanager
+def keeping_last_good(context: RunContext, student: "Student", monitor: Monitor) -> Iterator[None]:
+    """Inside, training that diverges leaves the last good student in the run folder.
+
+    Raises:
+        DivergedError: Also naming the file.
+    """
+    try:
+        yield
+    except DivergedError as error:
+        if not error.kept:
+            raise
+        path = context.folder.path / LAST_GOOD
+        student.save(path)
+        # Progress, so that the folder stays this recipe's.
+        monitor.keep(LAST_GOOD, student.state_dict, final=True)
+        raise DivergedError(f"{error} It is in {path}.", kept=True) from error
+
+
+def before_drawing(context: RunContext) -> KnownImages:
+    """Stands for the images until the trained source makes them; nothing is fitted to it."""
+    section = context.recipe.source
+    assert section is not None
+    probes = probes_of(context.recipe, context.teacher.input)
+    return KnownImages(probes, ["source", section.method], section.method, probes=True)
+
+
+def drawn_images(context: RunContext) -> tuple[KnownImages, KnownImages | None]:
+    """Images that the trained generator makes: the run's own, and those it is judged on."""
+    recipe, section = context.recipe, context.recipe.source
+    assert section is not None
+    fitted = _drawn(context, "images", section.count, recipe.seed, IMAGES)
+    if labelled_path(recipe) is not None:
+        return fitted, judged_images(context, fitted)
+    count = min(recipe.evaluate.count, section.count)
+    other = _drawn(context, "judged", count, recipe.seed + OTHER_SEED, JUDGED)
+    described = f"{section.method} images drawn with another seed, not used to quantize"
+    return fitted, KnownImages(other.images, other.identity, described)
+
+
+def _drawn(context: RunContext, stage: str, count: int, seed: int, place: str) -> KnownImages:
+    section = context.recipe.source
+    assert section is not None
+    inputs = [stage, "drawn", context.file_digest("student", GENERATOR), count, seed, place]
+
+    def work(at: Workplace) -> dict[str, Any]:
+        source = generation.generator_from(context.folder.path / GENERATOR, context.teacher)
+        card = generation.draw_to(at.aside / place, source, count, seed=seed)
+        return {"count": card["count"], "digest": card["digest"]}
+
+    result = context.run(stage, inputs, work)
+    images = ImageSet.load(context.folder.path / place)
+    return KnownImages(images, result["digest"], section.method)
+
+
+def first_images(context: RunContext) -> KnownImages | None:
+    """``before_drawing`` where the source makes the run's images at the end, else None."""
+    return before_drawing(context) if draws_images_last(dict(context.recipe)) else None

@@ -1,0 +1,138 @@
+"""How a student is trained: the published presets' numbers, and one course with no blank left."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+AVERAGE, EXTREMES = "average", "extremes"
+DECAY = 0.1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a setting is where nothing else is said.
+
+    Attributes:
+        learned: Steps are learnt with Adam and cosine decay; otherwise ranges are followed and
+            tracked, with SGD and a learning rate that falls in stairs.
+        epochs: Of the published schedule; steps, warm-up and milestones are counted in them.
+        steps: Of the published schedule; None: by bits.
+        warm_up: Epochs before the student is updated.
+        range_epochs: The last of these in which activation ranges are tracked.
+        milestones: Epochs after which the learning rate falls to a tenth.
+        nesterov: Form of SGD's momentum.
+        ranges: Of activations: a moving ``average``, fixed after the warm-up, or the ``extremes``
+            of all that was trained on.
+    """
+
+    learned: bool = False
+    epochs: int = 1
+    steps: int | None = None
+    warm_up: int = 0
+    range_epochs: int = 0
+    milestones: tuple[int, ...] = ()
+    learning_rate: float = 1e-4
+    temperature: float = 20.0
+    distillation: float = 1.0
+    kd_reduction: str = "batch_mean"
+    cross_entropy: float = 1.0
+    logit_distance: float = 0.0
+    relations: float = 0.0
+    weight_decay: float = 1e-4
+    augmentation: str = "none"
+    nesterov: bool = True
+    ranges: str = AVERAGE
+
+
+PRESETS = {
+    "learned": Preset(
+        learned=True, temperature=4.0, cross_entropy=0.0, weight_decay=0.0, augmentation="shift"
+    ),
+    # IntraQ: 151 epochs of 200 updates.
+    "published": Preset(
+        epochs=151, steps=30_200, warm_up=4, range_epochs=4, milestones=(20, 40, 60),
+        distillation=20.0, augmentation="crop",
+    ),
+    # GDFQ, Qimera, AutoReCon on CIFAR: 400 epochs of 200 lessons.
+    "gdfq": Preset(
+        epochs=400, steps=80_000, warm_up=4, range_epochs=4, milestones=(100, 200, 300),
+        kd_reduction="mean",
+    ),
+    # ZAQ on CIFAR: 300 epochs of 60 turns, each five lessons of the student and one of the
+    # generator.
+    "zaq": Preset(
+        epochs=300, steps=108_000, milestones=(100, 200), learning_rate=0.1, distillation=0.0,
+        cross_entropy=0.0, logit_distance=1.0, relations=1.0, weight_decay=5e-4, nesterov=False,
+        ranges=EXTREMES,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Course:
+    """Settings with every blank filled in; see the refiner `distill`.
+
+    Attributes:
+        learned: Steps are learnt with Adam; otherwise ranges are followed and tracked, with SGD.
+        steps: Batches in all.
+        warm_up: So many batches come before the student is updated.
+        range_steps: So many of these track activation ranges: the last,
+        early_ranges: or the first, as released codes do.
+        ranges: ``average`` or ``extremes``; these are tracked always.
+        milestones: Shares of the steps after which the learning rate falls to a tenth.
+        epoch: Batches between two looks at how good the student is.
+    """
+
+    learned: bool
+    steps: int
+    warm_up: int
+    range_steps: int
+    early_ranges: bool
+    ranges: str
+    milestones: tuple[Fraction, ...]
+    batch_size: int
+    learning_rate: float
+    step_learning_rate: float
+    nesterov: bool
+    temperature: float
+    distillation: float
+    kd_reduction: str
+    cross_entropy: float
+    logit_distance: float
+    relations: float
+    relation_positions: int
+    feature_attention: float
+    perturbation: float
+    mask: str
+    augmentation: str
+    flip: float
+    mixing: str
+    weight_decay: float
+    legacy: bool
+    epoch: int
+    held_out: int
+    keep: str
+
+    @property
+    def first(self) -> int:
+        """Number of the first batch that the training itself draws.
+
+        The learned preset's warm-up comes before its steps are taken from calibration.
+        """
+        return self.warm_up if self.learned else 0
+
+    def tracks(self, number: int) -> bool:
+        """Whether activation ranges follow batch ``number``, counted from 0."""
+        if self.learned:
+            return False
+        if self.ranges == EXTREMES:
+            return True
+        start = 0 if self.early_ranges else self.warm_up - self.range_steps
+        return start <= number < start + self.range_steps
+
+    def share_of_rate(self, number: int) -> float:
+        """Factor of the learning rates in update ``number``, counted from 0."""
+        if self.learned:
+            done = (number - self.first) / (self.steps - self.first)
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return float(DECAY ** sum(number >= m * self.steps for m in self.milestones))

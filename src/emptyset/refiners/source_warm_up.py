@@ -1,0 +1,63 @@
+"""What comes before a student's steps are learnt beside a source: the source learns alone, and then
+makes the images that the first ranges come from.
+"""
+
+import torch
+
+from emptyset.errors import CollapseError
+from emptyset.images.image_set import ImageSet
+from emptyset.images.image_source import LiveSource
+from emptyset.monitor import Monitor, State
+from emptyset.refiners.course import Course
+
+KEY = "distill.warm_up"
+SHOWN = "distill"
+CALIBRATION_IMAGES = 256
+
+
+def warmed_up(
+    source: LiveSource, course: Course, *, seed: int, monitor: Monitor, draw: bool
+) -> ImageSet | None:
+    """Let the source learn through the warm-up's batches.
+
+    Args:
+        source: Fresh.
+        course: Tells how many batches there are.
+        seed: Of the images that are drawn.
+        monitor: Hears of progress; keeps the source, so that a killed run goes on.
+        draw: Whether the ranges are to be set from its images.
+
+    Returns:
+        Images that it makes now, or None.
+
+    Raises:
+        CollapseError: If a loss of the source is not finite.
+    """
+    source.begin(course.steps, course.batch_size, monitor=monitor)
+    kept, number = monitor.restore(KEY), 0
+    if kept is not None:
+        source.load_state({k[7:]: v for k, v in kept.items() if k.startswith("source|")})
+        number = int(kept["done"])
+    while number < course.warm_up:
+        source.next_batch(course.batch_size)
+        number += 1
+        monitor.advance(SHOWN, number, course.steps)
+        if number % course.epoch == 0 or number == course.warm_up:
+            _refuse_fault(source, number)
+        monitor.keep(KEY, lambda done=number: _state(source, done), final=number == course.warm_up)  # type: ignore[misc]
+    return source.drawn(CALIBRATION_IMAGES, seed=seed) if draw else None
+
+
+def _refuse_fault(source: LiveSource, number: int) -> None:
+    fault = source.fault()
+    if fault is not None:
+        raise CollapseError(
+            f"distill: the source diverged: its loss term '{fault}' is NaN or infinite (seen after "
+            f"batch {number} of the warm-up). The student is as it was. Lower the source's "
+            "learning_rate."
+        )
+
+
+def _state(source: LiveSource, done: int) -> State:
+    state = {f"source|{name}": value for name, value in source.state().items()}
+    return {**state, "done": torch.tensor(done)}

@@ -1,0 +1,429 @@
+"""The walk down the blocks: what every method that is built on it keeps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from emptyset.errors import CollapseError, ImagesError, NotCalibratedError
+from emptyset.exporters.simulation import simulate
+from emptyset.graph.blocks import find_blocks
+from emptyset.graph.student import Student, prepare
+from emptyset.images.image_set import ImageSet
+from emptyset.images.image_source import StoredImages
+from emptyset.monitor import SILENT
+from emptyset.quantizers.adaptive_rounding import rounding_share
+from emptyset.reconstruction import chain as chain_module
+from emptyset.reconstruction.chain import reconstruct
+from emptyset.reconstruction.config import Course, ReconstructionConfig
+from emptyset.reconstruction.learnables import logits_of
+from emptyset.reconstruction.notes import Told
+from emptyset.reconstruction.optimisation import Optimisation
+from emptyset.reconstruction.unit_tensors import UnitTensors
+from emptyset.reconstruction.units import weight_paths
+from emptyset.teachers.teacher import Teacher
+
+Make = Callable[..., Student]
+COURSES: dict[str, dict[str, Any]] = {
+    "layers": {"by_layer": True, "activations": False},
+    "weights": {"activations": False, "prefix_activations": False, "weighting": "fisher"},
+    "activations": {
+        "rounding": False, "activation_scale_rate": 1e-3, "inputs": "float", "exponent": 2.4,
+        "search_images": 8,
+    },
+    "drops": {
+        "activation_scale_rate": 1e-3, "inputs": "mixed", "kept": 0.5, "order": "replacement",
+    },
+    "jointly": {
+        "weight_scale_rate": 1e-3, "activation_scale_rate": 1e-3, "relative_scales": True,
+        "inputs": "mixed", "kept": 0.5, "mask": "value", "order": "epochs",
+    },
+}  # fmt: skip
+
+
+def course_of(kind: str = "jointly", steps: int = 12, **settings: Any) -> Course:
+    given = {"batch_size": 6, "rounding_learning_rate": 5e-2, "check_every": 4} | settings
+    config = ReconstructionConfig(steps=steps, **given)
+    return Course(name="test", config=config, steps=steps, **COURSES[kind])
+
+
+def learn(
+    student: Student, images: Any, course: Course, monitor: Any = SILENT, seed: int = 3
+) -> list[Told]:
+    return reconstruct(student, images, course, seed=seed, monitor=monitor)
+
+
+@pytest.mark.parametrize("kind", COURSES)
+class TestEveryCourse:
+    @pytest.mark.parametrize(
+        ("plan", "batch_norm"), [("edges_8bit", "frozen"), ("integer", "fold")]
+    )
+    def test_the_student_is_what_the_file_computes_and_float_mode_the_teacher(
+        self, kind: str, plan: str, batch_norm: str, teacher: Teacher, student_of: Make,
+        images: ImageSet,
+    ) -> None:  # fmt: skip
+        student = student_of(teacher, "w3a3", plan, batch_norm=batch_norm)
+        told = learn(student, images, course_of(kind))
+        assert all(one.final <= one.start for one in told)
+        with student.float_mode():
+            expected = teacher.module(images.images)
+            torch.testing.assert_close(student(images.images), expected, atol=1e-5, rtol=0)
+        if plan == "integer":
+            with torch.no_grad():
+                assert torch.equal(student(images.images), simulate(student)(images.images))
+        if COURSES[kind].get("rounding", True):
+            for name, path in weight_paths(student).items():
+                quantizer, weight = student.quantizers[name], student.program.get_parameter(path)
+                shape = [-1, *[1] * (weight.dim() - 1)]
+                codes = quantizer.base_codes + quantizer.rounding + quantizer.zero_point.view(shape)
+                codes = codes.clamp(quantizer.quant_min, quantizer.quant_max)
+                assert torch.equal(quantizer.codes(weight), codes.to(torch.int32))
+
+    def test_killed_at_any_moment_it_ends_the_same(
+        self, kind: str, teacher: Teacher, student_of: Make, images: ImageSet, disk, killed
+    ) -> None:
+        fresh, whole = student_of(teacher), disk()
+        student = fresh.copy()
+        told = learn(student, images, course_of(kind, steps=6), whole)
+        expected = student.state_dict()
+        for limit in (1, 4, 9, whole.kept - 2):
+            student, one = fresh.copy(), disk(limit)
+            with pytest.raises(killed):
+                learn(student, images, course_of(kind, steps=6), one)
+            student, one.limit, before = fresh.copy(), None, len(one.advanced)
+            assert learn(student, images, course_of(kind, steps=6), one) == told
+            state = student.state_dict()
+            assert state.keys() == expected.keys()
+            assert all(torch.equal(value, expected[name]) for name, value in state.items())
+            # It went on; it did not start again.
+            assert len(one.advanced) - before <= len(whole.advanced) - max(0, limit - 4)
+
+    def test_in_files_it_learns_the_same(
+        self, kind: str, teacher: Teacher, student_of: Make, images: ImageSet, disk
+    ) -> None:
+        states, notes = [], []
+        for memory in (8.0, 1e-6):
+            student, heard = student_of(teacher), disk()
+            learn(student, images, course_of(kind, memory=memory), heard)
+            states.append(student.state_dict())
+            notes.append(heard.notes[0])
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+        assert "in memory" in notes[0]
+        assert "files" in notes[1]
+
+    def test_a_saved_student_is_the_same_student(
+        self, kind: str, teacher: Teacher, student_of: Make, images: ImageSet, tmp_path: Path
+    ) -> None:
+        student = student_of(teacher)
+        learn(student, images, course_of(kind))
+        student.save(tmp_path / "student.safetensors")
+        loaded = prepare(teacher, "w3a3", plan="edges_8bit")
+        loaded.load_state(tmp_path / "student.safetensors")
+        for one in (loaded, student.copy()):
+            assert one.state_dict().keys() == student.state_dict().keys()
+            assert torch.equal(one(images.images), student(images.images))
+            with one.float_mode(), student.float_mode():
+                assert torch.equal(one(images.images), student(images.images))
+
+
+def test_the_first_blocks_error_falls_as_told(
+    teacher: Teacher, student_of: Make, images: ImageSet
+) -> None:
+    """Measured here by another route, on the only block whose inputs do not change."""
+    student = student_of(teacher, "w3a8", "every_layer")
+    with torch.no_grad(), student.float_mode():
+        target = find_blocks(student)[0](images.images)
+    errors = []
+    for steps in (0, 60):
+        learnt = student.copy()
+        told = learn(learnt, images, course_of(steps=steps))
+        with torch.no_grad():
+            gap = find_blocks(learnt)[0](images.images) - target
+        errors.append(gap.square().sum(1).mean().item())
+        assert told[0].final == pytest.approx(errors[-1], rel=1e-5)
+    assert told[0].start == pytest.approx(errors[0], rel=1e-5)
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_no_steps_round_to_nearest_and_keep_the_codes(
+    teacher: Teacher, student_of: Make, images: ImageSet
+) -> None:
+    student = student_of(teacher)
+    learnt = student.copy()
+    told = learn(learnt, images, course_of(steps=0))
+    assert [one.name for one in told] == ["stem", "units.0", "units.1", "units.2", "linear"]
+    assert all(one.start == one.final for one in told)
+    assert torch.equal(learnt(images.images), student(images.images))
+    for name, path in weight_paths(student).items():
+        quantizer = learnt.quantizers[name]
+        weight = student.program.get_parameter(path)
+        assert torch.equal(learnt.originals[path], weight)
+        assert torch.equal(learnt.program.get_parameter(path), quantizer(weight))
+        shape = [-1, *[1] * (weight.dim() - 1)]
+        floors = (weight * (1 / quantizer.scale.view(shape))).floor()
+        assert torch.equal(quantizer.base_codes, floors.to(torch.int32))
+
+
+def test_a_block_that_learning_does_not_help_is_left_as_it_was(
+    teacher: Teacher, student_of: Make, images: ImageSet, disk
+) -> None:
+    student, heard = student_of(teacher), disk()
+    learnt = student.copy()
+    # Scales so large or small in the end that nothing is left.
+    told = learn(learnt, images, replace(course_of(), weight_scale_rate=20.0), heard)
+    assert not any(one.kept for one in told)
+    assert all(one.start == one.final for one in told)
+    assert torch.equal(learnt(images.images), student(images.images))
+    assert "left as they were" in heard.notes[-1]
+    assert "units.1" in heard.notes[-1]
+
+
+def test_rounding_is_decided_at_the_end(
+    teacher_of: Callable[..., Teacher], student_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares, run = [], Optimisation.run
+
+    def watched(self: Optimisation, *given: Any) -> torch.Tensor:
+        flat = run(self, *given)
+        places = [part.logits for part in self.learnables.parts if part.logits is not None]
+        shares.extend(rounding_share(logits_of(flat, place)).flatten() for place in places)
+        return flat
+
+    monkeypatch.setattr(Optimisation, "run", watched)
+    student = student_of(teacher_of(Plain(), (2, 7, 6)))
+    learn(student, ImageSet(torch.randn(9, 2, 7, 6)), course_of("weights", steps=250))
+    undecided = torch.cat(shares)
+    assert len(undecided) == 4 * 2 * 9 + 6 * 4 + 5 * 6
+    assert torch.minimum(undecided, 1 - undecided).max().item() < 0.01
+
+
+class TestPatience:
+    def test_a_block_stops_when_its_error_no_longer_falls_and_the_best_is_kept(
+        self, teacher: Teacher, student_of: Make, images: ImageSet, disk
+    ) -> None:
+        heard, full = disk(), disk()
+        long = {"steps": 80, "warm_up": 0.0, "check_every": 2}
+        told = learn(student_of(teacher), images, course_of(patience=3, **long), heard)
+        assert all(one.final <= one.start for one in told)
+        learn(student_of(teacher), images, course_of(**long), full)
+        # Every step of every block, and every block once more when it is done.
+        assert len(full.advanced) == 5 * 80 + 5
+        assert len(heard.advanced) < 5 * 60
+
+    def test_a_kill_does_not_make_it_forget_the_best(
+        self, teacher: Teacher, student_of: Make, images: ImageSet, disk, killed
+    ) -> None:
+        course = course_of(steps=20, patience=2, warm_up=0.0, check_every=2)
+        fresh, whole = student_of(teacher), disk()
+        student = fresh.copy()
+        learn(student, images, course, whole)
+        for limit in (13, whole.kept // 2):
+            resumed, one = fresh.copy(), disk(limit)
+            with pytest.raises(killed):
+                learn(resumed, images, course, one)
+            resumed, one.limit = fresh.copy(), None
+            learn(resumed, images, course, one)
+            for name, value in student.state_dict().items():
+                assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+class TestDoubtfulInput:
+    def test_fewer_images_than_a_batch_are_all_taken(
+        self, teacher: Teacher, student_of: Make, images: ImageSet, disk
+    ) -> None:
+        few, heard = images.subset(torch.arange(3)), disk()
+        told = learn(student_of(teacher), few, course_of(), heard)
+        assert all(one.final <= one.start for one in told)
+        assert "3 images are fewer than batch_size (6)" in heard.notes[0]
+
+    def test_images_of_another_teacher_bring_a_warning_that_names_both(
+        self, teacher: Teacher, student_of: Make, images: ImageSet, disk
+    ) -> None:
+        def notes(teacher_hash: str) -> list[str]:
+            entry = {"stage": "synthesize", "method": "zeroq", "teacher": teacher_hash}
+            heard = disk()
+            learn(student_of(teacher), images.with_entry(entry), course_of(steps=0), heard)
+            return [note for note in heard.notes if note.startswith("Warning")]
+
+        (warning,) = notes("0123456789abcdef")
+        assert "zeroq" in warning
+        assert "0123456789ab" in warning
+        assert teacher.weights_hash[:12] in warning
+        assert notes(teacher.weights_hash) == []
+
+    def test_no_images_are_refused(self, teacher: Teacher, student_of: Make) -> None:
+        class Nothing:
+            def __len__(self) -> int:
+                return 0
+
+            def batches(self, size: int) -> list:
+                return []
+
+        with pytest.raises(ImagesError, match="no images"):
+            learn(student_of(teacher), Nothing(), course_of())
+
+    def test_a_source_is_refused_with_what_to_do(
+        self, teacher: Teacher, student_of: Make, images: ImageSet
+    ) -> None:
+        with pytest.raises(ImagesError, match=r"Got StoredImages. Draw a set"):
+            learn(student_of(teacher), StoredImages(images, seed=0), course_of())
+
+    def test_a_student_without_ranges_is_refused(self, teacher: Teacher, images: ImageSet) -> None:
+        with pytest.raises(NotCalibratedError, match="calibrate"):
+            learn(prepare(teacher, "w3a3", plan="edges_8bit"), images, course_of())
+
+    @pytest.mark.parametrize("kind", COURSES)
+    def test_dead_channels_and_a_constant_block_learn_without_harm(
+        self, kind: str, teacher: Teacher, student_of: Make, images: ImageSet
+    ) -> None:
+        with torch.no_grad():
+            teacher.module.units[0].conv1.weight[2] = 0.0  # a channel of zero range
+            teacher.module.units[1].norm2.weight.zero_()
+            teacher.module.units[1].norm2.bias.fill_(-99.0)  # ReLU gives 0, whatever comes
+        student = student_of(teacher)
+        told = learn(student, images, course_of(kind))
+        assert all(one.final <= one.start for one in told)
+        assert all(torch.isfinite(value).all() for value in student.state_dict().values())
+        with torch.no_grad():
+            assert torch.isfinite(student(images.images)).all()
+
+    @pytest.mark.parametrize("patience", [0, 5])
+    def test_nan_stops_names_the_block_and_puts_it_back(
+        self, patience: int, teacher: Teacher, student_of: Make, images: ImageSet, monkeypatch
+    ) -> None:
+        student = student_of(teacher)
+        before, made = student.state_dict(), UnitTensors.prepare
+
+        def poisoned(self: UnitTensors, number: int) -> None:
+            made(self, number)
+            if number == 10 and "units.1.conv1.weight" in self.recipe.function.quantizers:
+                self.named["row"].fill_(float("nan"))
+
+        monkeypatch.setattr(UnitTensors, "prepare", poisoned)
+        course = course_of(patience=patience, warm_up=0.0)
+        with pytest.raises(CollapseError, match=r"block 'units.1' diverged \(NaN or infinity\)"):
+            learn(student, images, course)
+        after = student.state_dict()
+        assert all(torch.isfinite(value).all() for value in after.values())
+        # The block before it keeps what it learnt; this one is as it was, or as it was at its best.
+        assert not torch.equal(after["units.0.conv1.weight"], before["units.0.conv1.weight"])
+        changed = not torch.equal(after["units.1.conv1.weight"], before["units.1.conv1.weight"])
+        assert changed == (patience > 0)
+        assert torch.equal(after["units.2.conv1.weight"], before["units.2.conv1.weight"])
+
+    def test_a_teacher_with_nan_is_refused_before_anything_is_learnt(
+        self, teacher: Teacher, student_of: Make, images: ImageSet
+    ) -> None:
+        student = student_of(teacher)
+        with torch.no_grad():
+            student.program.get_parameter("units.0.conv2.bias")[1] = float("nan")
+        with pytest.raises(CollapseError, match=r"block 'units.0' should give holds NaN"):
+            learn(student, images, course_of())
+
+
+def test_a_second_reconstruction_starts_from_the_original_weights(
+    teacher: Teacher, student_of: Make, images: ImageSet
+) -> None:
+    student = student_of(teacher)
+    originals = {name: p.detach().clone() for name, p in student.program.named_parameters()}
+    learn(student, images, course_of("layers"))
+    once = student.state_dict()
+    learn(student, images, course_of("layers", steps=0))
+    for path, value in student.originals.items():
+        assert torch.equal(value, originals[path])
+    again = student.state_dict()
+    # No steps: what was learnt first is better, so nothing may have become worse.
+    assert all(torch.equal(value, once[name]) for name, value in again.items())
+    learn(student, images, course_of("jointly", steps=30), seed=9)
+    with student.float_mode():
+        expected = teacher.module(images.images)
+        torch.testing.assert_close(student(images.images), expected, atol=1e-5, rtol=0)
+
+
+def test_raised_scales_of_large_biases_stay_and_codes_fit(
+    teacher: Teacher, student_of: Make, images: ImageSet
+) -> None:
+    """A channel of tiny weights and a bias that int32 cannot hold behind their scale."""
+    with torch.no_grad():
+        teacher.module.units[0].conv1.weight[3] *= 1e-9
+        teacher.module.units[0].norm1.bias[3] = 5.0
+    student = student_of(teacher, "w4a4", "integer")
+    learn(student, images, course_of())
+    with torch.no_grad():
+        assert torch.equal(student(images.images), simulate(student)(images.images))
+    for name, path in weight_paths(student).items():
+        quantizer = student.quantizers[name]
+        weight = student.program.get_parameter(path)
+        assert quantizer.rounding is not None
+        assert torch.equal(quantizer(weight), weight)
+
+
+def test_equal_blocks_share_one_compiled_step_where_compiling_pays(
+    teacher: Teacher, student_of: Make, images: ImageSet, monkeypatch, disk
+) -> None:
+    compiled: list[Any] = []
+
+    def fake(step: Any, tensors: Any) -> Any:
+        compiled.append(tensors)
+        return step
+
+    monkeypatch.setattr("emptyset.reconstruction.execution.compiled_step", fake)
+    monkeypatch.setattr(chain_module, "worth_compiling", lambda works, *_: (True,) * len(works))
+    heard = disk()
+    told = learn(student_of(teacher), images, course_of(), heard)
+    assert len(told) == 5
+    assert len(compiled) == 4
+    assert heard.states["test.execution"]["compiled"].tolist() == [True] * 5
+
+
+def test_a_compiler_that_fails_is_told_and_done_without(
+    teacher: Teacher, student_of: Make, images: ImageSet, monkeypatch, disk
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no such instruction")
+
+    expected = student_of(teacher)
+    learn(expected, images, course_of())
+    monkeypatch.setattr("emptyset.reconstruction.execution.compiled_step", broken)
+    monkeypatch.setattr(chain_module, "worth_compiling", lambda works, *_: (True,) * len(works))
+    student, heard = student_of(teacher), disk()
+    learn(student, images, course_of(), heard)
+    assert any("RuntimeError" in note for note in heard.notes)
+    for name, value in student.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected.state_dict()[name], atol=1e-2, rtol=1e-2)
+
+
+def test_settings_that_no_course_can_have_are_refused() -> None:
+    with pytest.raises(ValueError, match="inputs"):
+        replace(course_of(), inputs="both")
+    with pytest.raises(ValueError, match="kept"):
+        replace(course_of(), kept=1.5)
+
+
+class Plain(nn.Module):
+    """No BatchNorm, no residual, a linear in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(2, 4, 3), nn.Linear(4, 6), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(torch.relu(self.conv(x)).mean((2, 3)))))
+
+
+@pytest.mark.parametrize("kind", COURSES)
+def test_other_shapes_work_as_well(
+    kind: str, teacher_of: Callable[..., Teacher], student_of: Make
+) -> None:
+    teacher = teacher_of(Plain(), (2, 7, 6))
+    pixels = ImageSet(torch.randn(9, 2, 7, 6))
+    student = student_of(teacher, "w3a3", "integer")
+    told = learn(student, pixels, course_of(kind))
+    assert all(one.final <= one.start for one in told)
+    with torch.no_grad():
+        assert torch.equal(student(pixels.images), simulate(student)(pixels.images))
