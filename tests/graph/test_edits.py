@@ -17,6 +17,7 @@ from emptyset.graph.edits import (
 )
 from emptyset.graph.operators import attribute, name_of, weighted_layers
 from emptyset.graph.student import Student, prepare
+from emptyset.quantizers.bias import BiasFakeQuantizer
 from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
 from emptyset.teachers.teacher import Teacher
 
@@ -75,6 +76,9 @@ def test_each_change_computes_what_it_says(student: Student, x: Tensor) -> None:
         torch.testing.assert_close(student(x), changed_net(student.teacher.module, x))
     assert student.layers()[1].weight_shape == (5, 6, 3, 3)
     assert student.layers()[1].input_quantizer is not None
+    # Plan `integer` rounds the biases that are new as it rounds the others.
+    rounded = [m for m in student.program.modules() if isinstance(m, BiasFakeQuantizer)]
+    assert len(rounded) == 3
 
 
 def test_a_saved_state_repeats_every_change(student: Student, x: Tensor) -> None:

@@ -138,7 +138,7 @@ def test_the_first_blocks_error_falls_as_told(
     with torch.no_grad(), student.float_mode():
         target = find_blocks(student)[0](images.images)
     errors = []
-    for steps in (0, 60):
+    for steps in (0, 600):
         learnt = student.copy()
         told = learn(learnt, images, course_of(steps=steps))
         with torch.no_grad():
@@ -174,7 +174,7 @@ def test_a_block_that_learning_does_not_help_is_left_as_it_was(
     student, heard = student_of(teacher), disk()
     learnt = student.copy()
     # Scales so large or small in the end that nothing is left.
-    told = learn(learnt, images, replace(course_of(), weight_scale_rate=20.0), heard)
+    told = learn(learnt, images, replace(course_of(), weight_scale_rate=2.0), heard)
     assert not any(one.kept for one in told)
     assert all(one.start == one.final for one in told)
     assert torch.equal(learnt(images.images), student(images.images))

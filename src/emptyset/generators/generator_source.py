@@ -251,10 +251,21 @@ class GeneratorSource:
         """One step of Adam down the gradient of a loss, or of images pulled somewhere."""
         gradients = torch.autograd.grad(outcome, self._trained, pull, allow_unused=True)
         for parameter, gradient in zip(self._trained, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = _laid_out_as(parameter, gradient)
         self._optimizer.step()
         for parameter in self._trained:
             parameter.grad = None
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """The gradient with the parameter's strides.
+
+    Convolutions of channels-last images give channels-last gradients, and torch's fused Adam takes
+    the values of both in the order of memory, whatever they mean.
+    """
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _moved(drawn: Drawn, device: torch.device) -> Drawn:

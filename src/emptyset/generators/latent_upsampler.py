@@ -69,7 +69,7 @@ class LatentUpsampler:
         )
         small, middle, full = self._sizes()
         x = linear(latents, weight, bias).view(len(latents), self.widths[0], *small)
-        x = self._normalised(x.contiguous(memory_format=torch.channels_last), scale1, shift1)
+        x = self._normalised(x, scale1, shift1)
         x = _upsampled_convolution(x, conv1, bias1, middle)
         x = leaky_relu(self._normalised(x, scale2, shift2), self.slope)
         x = _upsampled_convolution(x, conv2, bias2, full)

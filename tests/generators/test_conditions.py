@@ -1,0 +1,148 @@
+"""How labels and noise become a latent: the papers' sums, written out one by one."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from emptyset.errors import UnsupportedModelError
+from emptyset.generators.class_mixture import ClassMixture, SuperposedClasses
+from emptyset.generators.conditions import (
+    NoiseAlone,
+    ScaledEmbedding,
+    SuperposedEmbedding,
+    extract_embeddings,
+)
+from emptyset.generators.embedding_source import class_centres, required_centres
+from emptyset.generators.generator import labels_in_batches
+from emptyset.teachers.teacher import InputSpec, Teacher
+
+CLASSES, WIDTH = 5, 6
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def filled(module: torch.nn.Module) -> torch.nn.Module:
+    random = seeded(9)
+    module = module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=random))
+    return module
+
+
+def mixture_of(count: int, together: int) -> ClassMixture:
+    sampler = SuperposedClasses(CLASSES, together, superposed_share=1.0)
+    drawn = sampler.draw(seeded(1), count)
+    return ClassMixture(drawn.classes, drawn.shares.double())
+
+
+def latents_of(condition: torch.nn.Module, mixture: ClassMixture) -> tuple[Tensor, Tensor]:
+    """The latents, and the noise that is in them."""
+    drawn = condition.draw(seeded(4), mixture, mixture.soft(CLASSES))
+    drawn = {k: v.double() if v.is_floating_point() else v for k, v in drawn.items()}
+    return condition(drawn), drawn["noise"]
+
+
+def test_noise_alone_is_the_noise() -> None:
+    latents, noise = latents_of(NoiseAlone(7), mixture_of(3, 1))
+    assert torch.equal(latents, noise)
+    assert latents.shape == (3, 7)
+
+
+def test_gdfq_scales_the_noise_by_the_embedding_of_the_class() -> None:
+    condition, mixture = filled(ScaledEmbedding(CLASSES, 7)), mixture_of(3, 1)
+    latents, noise = latents_of(condition, mixture)
+    for image, label in enumerate(mixture.classes[:, 0].tolist()):
+        expected = condition.embedding.weight[label] * noise[image]
+        torch.testing.assert_close(latents[image], expected)
+
+
+@pytest.mark.parametrize("mapped", [None, 4])
+def test_qimera_superposes_mapped_embeddings_and_adds_one_noise(mapped: int | None) -> None:
+    condition = filled(SuperposedEmbedding(CLASSES, WIDTH, mapped=mapped))
+    mixture = mixture_of(3, 8)
+    latents, noise = latents_of(condition, mixture)
+    assert latents.shape == (3, mapped or WIDTH)
+    for image in range(3):
+        total = noise[image].clone()
+        for label, share in zip(mixture.classes[image], mixture.shares[image], strict=True):
+            total = total + share * condition.mapping(condition.embedding.weight[label])
+        torch.testing.assert_close(latents[image], total)
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_per_slot_noise_is_normalised_with_its_embedding_before_the_mapping(together: int) -> None:
+    condition = filled(SuperposedEmbedding(CLASSES, WIDTH, mapped=4, noise="per_slot"))
+    mixture = mixture_of(3, together)
+    latents, noise = latents_of(condition, mixture)
+    assert noise.shape == (3, together, WIDTH)
+    slots = torch.stack(
+        [
+            torch.stack(
+                [
+                    condition.embedding.weight[mixture.classes[image, k]] + noise[image, k]
+                    for k in range(together)
+                ]
+            )
+            for image in range(3)
+        ]
+    )
+    for image in range(3):
+        total = torch.zeros(4, dtype=torch.double)
+        for k in range(together):
+            # One class: this image alone. Several: slot k of the whole batch.
+            values = slots[image, k] if together == 1 else slots[:, k]
+            spread = (values - values.mean()).square().mean()
+            normal = (slots[image, k] - values.mean()) / (spread + 1e-5).sqrt()
+            total = total + mixture.shares[image, k] * condition.mapping(normal)
+        torch.testing.assert_close(latents[image], total)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_extracted_embeddings_start_as_the_classifiers_rows(frozen: bool) -> None:
+    condition = filled(SuperposedEmbedding(CLASSES, WIDTH, mapped=4))
+    rows = torch.randn(CLASSES, WIDTH, generator=seeded(2), dtype=torch.double)
+    extract_embeddings(condition, rows, frozen=frozen)
+    assert torch.equal(condition.embedding.weight, rows)
+    assert condition.embedding.weight.requires_grad is not frozen
+
+
+def teacher_of(module: torch.nn.Module) -> Teacher:
+    return Teacher("test", module, InputSpec((3, 8, 8), (0.5,) * 3, (0.25,) * 3))
+
+
+def test_a_classifier_that_is_a_convolution_of_one_pixel_has_rows_too() -> None:
+    conv = torch.nn.Conv2d(7, CLASSES, 1)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 7, 3), conv, torch.nn.Flatten())
+    centres = class_centres(teacher_of(net), CLASSES)
+    assert torch.equal(centres, conv.weight[:, :, 0, 0])
+
+
+def test_a_linear_layer_that_does_not_give_the_logits_is_not_taken_for_the_classifier() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, CLASSES), torch.nn.Linear(CLASSES, 3))
+    assert class_centres(teacher_of(net), 9) is None
+    assert class_centres(teacher_of(net), 3).shape == (3, CLASSES)
+
+
+def test_without_a_linear_head_the_alternative_is_named() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, CLASSES, 3), torch.nn.AdaptiveAvgPool2d(1))
+    with pytest.raises(UnsupportedModelError, match="Set embeddings to random"):
+        required_centres(teacher_of(net), CLASSES, None, "qimera")
+
+
+def test_a_width_that_the_classifier_does_not_have_is_refused() -> None:
+    net = torch.nn.Linear(7, CLASSES)
+    with pytest.raises(UnsupportedModelError, match="length 6 are asked for"):
+        required_centres(teacher_of(net), CLASSES, 6, "qimera")
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.4, 50), (0.0, 7), (1.0, 20), (0.5, 3)])
+def test_drawn_batches_are_superposed_in_the_samplers_share(share: float, count: int) -> None:
+    sampler = SuperposedClasses(CLASSES, 3, superposed_share=share)
+    labels = list(labels_in_batches(sampler, count, 5, seeded()))
+    batches = -(-count // 5)
+    assert [len(mixture.classes) for mixture in labels] == [5] * batches
+    widths = [mixture.classes.shape[1] for mixture in labels]
+    assert widths.count(3) == round(share * batches)

@@ -1,0 +1,309 @@
+"""Lessons against a plain loop of torch: the published losses, Adam, one forward each."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emptyset.errors import UnsupportedModelError
+from emptyset.generators.generator_source import GeneratorSource
+from emptyset.generators.step import LessonExecution
+from emptyset.images.image_source import Disagreement
+from emptyset.monitor import SilentMonitor
+from emptyset.registry import sources
+from emptyset.teachers.teacher import InputSpec, Teacher, hash_of_weights
+
+CLASSES, BATCH = 5, 6
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 7, 3, stride=2), nn.BatchNorm2d(7)
+        self.linear = nn.Linear(7, CLASSES)
+        self.forwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += 1
+        x = self.bn1(self.conv1(x)).relu()
+        x = self.bn2(self.conv2(x)).relu()
+        return self.linear(x.mean((2, 3)))
+
+
+def teacher_of(net: nn.Module, mean: float = 0.5, std: float = 0.25) -> Teacher:
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=random))
+        for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean.copy_(0.3 * torch.randn(norm.num_features, generator=random))
+            norm.running_var.copy_(0.5 + torch.rand(norm.num_features, generator=random))
+    net.requires_grad_(False).eval()
+    spec = InputSpec((3, 8, 12), (mean,) * 3, (std,) * 3)
+    return Teacher("test", net, spec, weights_hash=hash_of_weights(net))
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    with torch.random.fork_rng(devices=[]):
+        return teacher_of(Net())
+
+
+def made(name: str, teacher: Teacher, **settings: Any) -> GeneratorSource:
+    entry = sources.get(name)
+    smallest: dict[str, Any] = {"mapped": 6} if name == "qimera" else {"latent": 6}
+    smallest |= {"width": 4} if name == "autorecon" else {"widths": (5, 4)}
+    source = entry.make(entry.config(**smallest | settings)).source(teacher, seed=3)
+    # Whatever this machine's hardware would choose: comparisons are of float32.
+    source._step._take(LessonExecution(False, torch.float32))
+    return source
+
+
+def recording_draws(source: GeneratorSource) -> list[dict[str, Tensor]]:
+    """What the generator is given in each lesson from now on."""
+    drawn: list[dict[str, Tensor]] = []
+    whole = source.generator.draw
+
+    def draw(*arguments: Any) -> dict[str, Tensor]:
+        drawn.append(whole(*arguments))
+        return drawn[-1]
+
+    source.generator.draw = draw  # type: ignore[method-assign]
+    return drawn
+
+
+class PlainLoop:
+    """The published loop: nothing shared, nothing frozen."""
+
+    def __init__(self, source: GeneratorSource, teacher: Teacher, weight: float) -> None:
+        self.net, self.weight = copy.deepcopy(source.generator), weight
+        self.teacher = copy.deepcopy(teacher.module).requires_grad_(True)
+        self.adam = torch.optim.Adam(
+            [p for p in self.net.parameters() if p.requires_grad], lr=1e-3, betas=(0.5, 0.999)
+        )
+        self.inputs: list[Tensor] = []
+        self.norms = [m for m in self.teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in self.norms:
+            norm.register_forward_hook(lambda _m, given, _o: self.inputs.append(given[0]))
+
+    def lesson(self, drawn: dict[str, Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+        self.inputs.clear()
+        images = self.net(drawn)
+        logits = self.teacher(images)
+        gaps = [
+            F.mse_loss(x.mean((0, 2, 3)), norm.running_mean)
+            + F.mse_loss(x.var((0, 2, 3), unbiased=False), norm.running_var)
+            for x, norm in zip(self.inputs, self.norms, strict=True)
+        ]
+        loss = F.cross_entropy(logits, targets) + self.weight * sum(gaps) / len(gaps)
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        return images.detach(), logits.detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gdfq", {}),
+        ("gdfq", {"backbone": "imagenet"}),
+        ("autorecon", {}),
+        ("qimera", {"superposed_share": 0.5, "superposed_classes": 3}),
+        ("qimera", {"superposed_share": 0.5, "noise": "per_slot", "embeddings": "frozen"}),
+        ("qimera", {"base": "autorecon", "width": 4, "superposed_share": 0.5}),
+    ],
+)
+def test_lessons_are_those_of_the_published_loop(
+    name: str, settings: dict[str, Any], teacher: Teacher
+) -> None:
+    source = made(name, teacher, **settings)
+    plain = PlainLoop(source, teacher, weight=0.1)
+    drawn = recording_draws(source)
+    for _ in range(4):
+        lesson = source.next_batch(BATCH)
+        assert lesson.targets is not None
+        images, logits = plain.lesson(drawn[-1], lesson.targets)
+        torch.testing.assert_close(lesson.images, images, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(lesson.teacher_logits, logits, atol=2e-3, rtol=1e-3)
+        assert lesson.student_learns
+        assert not lesson.source_learns
+    ours = dict(source.generator.named_parameters())
+    for key, value in plain.net.named_parameters():
+        # A bias before BatchNorm has no gradient but rounding's, which Adam makes large.
+        if not key.endswith("bias"):
+            torch.testing.assert_close(ours[key], value, atol=2e-4, rtol=1e-3, msg=key)
+
+
+def test_one_teacher_forward_serves_generator_and_student(teacher: Teacher) -> None:
+    source = made("gdfq", teacher)
+    copied = source._watched._frozen.module
+    before = copied.forwards
+    for _ in range(3):
+        source.next_batch(BATCH)
+    assert copied.forwards - before == 3
+
+
+def test_images_come_in_the_teachers_units() -> None:
+    with torch.random.fork_rng(devices=[]):
+        unit = teacher_of(Net(), mean=0.0, std=1.0)
+    lesson = made("gdfq", unit).next_batch(64)
+    # Standardised images of photographs: pixel mean 0.45, standard deviation 0.25.
+    assert float(lesson.images.mean()) == pytest.approx(0.45, abs=0.01)
+    assert float(lesson.images.std()) == pytest.approx(0.25, abs=0.01)
+
+
+def test_the_learning_rate_falls_after_shares_of_the_lessons(teacher: Teacher) -> None:
+    source = made("gdfq", teacher)
+    source.begin(8, BATCH)
+    rates = []
+    for _ in range(8):
+        source.next_batch(BATCH)
+        rates.append(source._optimizer.param_groups[0]["lr"])
+    expected = [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6]
+    assert rates == pytest.approx(expected)
+
+
+def student_of(teacher: Teacher) -> Callable[[Tensor], Tensor]:
+    net = copy.deepcopy(teacher.module)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(0.9)
+    return net.requires_grad_(True)
+
+
+def test_a_lesson_through_the_student_is_the_joint_gradient(teacher: Teacher) -> None:
+    """The source goes through the images; a plain loop backpropagates all of it at once."""
+    source = made("zaq", teacher, student_steps=1, relation_weight=0.7)
+    plain, student = copy.deepcopy(source.generator), student_of(teacher)
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-3, betas=(0.9, 0.999))
+    drawn = recording_draws(source)
+    assert not source.next_batch(BATCH).source_learns
+
+    def said(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = net.bn1(net.conv1(x)).relu()
+        return net(x), features
+
+    lesson = source.next_batch(BATCH)
+    assert lesson.source_learns
+    assert not lesson.student_learns
+    theirs, their_map = said(teacher.module, lesson.images)
+    ours, our_map = said(student, lesson.images)
+    source.learn_from(Disagreement(lesson, theirs, ours, (their_map,), (our_map,)))
+    assert all(p.grad is None for p in student.parameters())
+
+    from emptyset.losses.feature_relations import feature_relation_loss
+
+    plain.draw = None  # type: ignore[method-assign]
+    with torch.no_grad():
+        plain(drawn[0])
+    x = plain(drawn[1])
+    theirs, their_map = said(teacher.module, x)
+    ours, our_map = said(student, x)
+    loss = -(ours - theirs).abs().mean() - 0.7 * feature_relation_loss([our_map], [their_map])
+    loss = loss - 0.1 * their_map.abs().mean()
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    found = dict(source.generator.named_parameters())
+    for key, value in plain.named_parameters():
+        if not key.endswith("bias"):
+            torch.testing.assert_close(found[key], value, atol=2e-4, rtol=1e-3, msg=key)
+
+
+def test_zaq_asks_for_the_student_once_in_six_lessons(teacher: Teacher) -> None:
+    source = made("zaq", teacher)
+    kinds = []
+    for _ in range(12):
+        lesson = source.next_batch(BATCH)
+        kinds.append((lesson.student_learns, lesson.source_learns))
+        assert lesson.images.requires_grad is lesson.source_learns
+    assert kinds == ([(True, False)] * 5 + [(False, True)]) * 2
+
+
+def test_a_term_that_is_not_finite_is_named(teacher: Teacher) -> None:
+    source = made("gdfq", teacher)
+    source.next_batch(BATCH)
+    assert source.fault() is None
+    with torch.no_grad():
+        source.generator.backbone.conv1.bias.fill_(float("nan"))
+    source.next_batch(BATCH)
+    assert source.fault() == "gdfq: cross entropy"
+    healthy = made("gdfq", teacher)
+    healthy._watched._frozen.layers[0].var.fill_(float("inf"))
+    healthy.next_batch(BATCH)
+    assert healthy.fault() == "gdfq: batch norm statistics"
+
+
+def test_frozen_embeddings_stay_and_trained_ones_move(teacher: Teacher) -> None:
+    for embeddings, moves in (("frozen", False), ("trained", True), ("random", True)):
+        source = made("qimera", teacher, embeddings=embeddings)
+        before = source.generator.condition.embedding.weight.clone()
+        assert torch.equal(before, teacher.module.linear.weight) is (embeddings != "random")
+        for _ in range(3):
+            source.next_batch(BATCH)
+        now = source.generator.condition.embedding.weight
+        assert torch.equal(now, before) is not moves
+
+
+def test_the_traced_step_learns_the_same(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for compiling, hooks and all; what inductor makes of it is not tested here."""
+    from emptyset.generators import step
+
+    def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, backend="aot_eager", dynamic=False, fullgraph=True)
+
+    monkeypatch.setattr(step, "compiled", traced)
+    found = {}
+    for compiled in (False, True):
+        source = made("qimera", teacher, superposed_share=0.5)
+        source.begin(8, BATCH, monitor=SilentMonitor())
+        source._step._take(LessonExecution(compiled, torch.float32))
+        found[compiled] = [source.next_batch(BATCH).images for _ in range(3)]
+        assert source._step.execution.compiled is compiled
+    for eager, compiled in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(compiled, eager, atol=1e-3, rtol=1e-3)
+
+
+class Notes(SilentMonitor):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_where_compiling_fails_it_goes_on_without_and_says_so(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emptyset.generators import step
+
+    def broken(_function: object) -> Callable[..., Any]:
+        def call(*_: object) -> None:
+            raise RuntimeError("no compiler")
+
+        return call
+
+    monkeypatch.setattr(step, "compiled", broken)
+    monkeypatch.setattr(step, "worth_compiling", lambda *_, **__: True)
+    source, notes = made("gdfq", teacher), Notes()
+    source.begin(8, BATCH, monitor=notes)
+    before = made("gdfq", teacher)
+    before.begin(8, BATCH)
+    before._step._take(LessonExecution(False, source._step.execution.dtype))
+    assert torch.equal(source.next_batch(BATCH).images, before.next_batch(BATCH).images)
+    assert len(notes.notes) == 1
+    assert "cannot compile" in notes.notes[0]
+
+
+def test_a_teacher_without_batch_norm_is_told_what_else_there_is() -> None:
+    with torch.random.fork_rng(devices=[]):
+        plain = teacher_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(240, 3)))
+    with pytest.raises(UnsupportedModelError, match="use the source `zaq`"):
+        made("gdfq", plain)
+    assert made("zaq", plain).next_batch(BATCH).images.shape == (BATCH, 3, 8, 12)
+    assert made("gdfq", plain, statistics_weight=0.0).next_batch(BATCH).targets is not None
