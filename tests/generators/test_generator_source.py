@@ -255,7 +255,7 @@ def test_the_traced_step_learns_the_same(teacher: Teacher, monkeypatch: pytest.M
     from emptyset.generators import step
 
     def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, backend="aot_eager", dynamic=False, fullgraph=True)
+        return torch.compile(function, backend="eager", dynamic=False, fullgraph=True)
 
     monkeypatch.setattr(step, "compiled", traced)
     found = {}

@@ -1,5 +1,7 @@
 """Genie's generator against the same network built of torch's layers."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -95,3 +97,19 @@ def test_pixels_are_float32_where_the_convolutions_are_not() -> None:
     assert 0 < (half - exact).abs().max() < 0.2
     # Not values of bfloat16: these would be so after a round trip.
     assert (half.bfloat16().float() - half).abs().max() > 0
+
+
+def test_it_compiles_with_its_gradient() -> None:
+    canvas = LatentUpsampler((8, 12), latent=5, widths=(6, 4))
+    variables = [
+        v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v
+        for v in canvas.start((3, 3, 8, 12), torch.Generator().manual_seed(0))
+    ]
+
+    def gradients(render: Any) -> tuple[torch.Tensor, ...]:
+        given = [v.detach().requires_grad_() for v in variables]
+        return torch.autograd.grad(render(given).pow(3).sum(), given)
+
+    compiled = torch.compile(canvas.render, backend="aot_eager", fullgraph=True)
+    for found, expected in zip(gradients(compiled), gradients(canvas.render), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
