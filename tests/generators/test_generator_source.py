@@ -250,12 +250,13 @@ def test_frozen_embeddings_stay_and_trained_ones_move(teacher: Teacher) -> None:
         assert torch.equal(now, before) is not moves
 
 
+@pytest.mark.slow
 def test_the_traced_step_learns_the_same(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced as for compiling, hooks and all; what inductor makes of it is not tested here."""
     from emptyset.generators import step
 
     def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, backend="eager", dynamic=False, fullgraph=True)
+        return torch.compile(function, backend="aot_eager", dynamic=False, fullgraph=True)
 
     monkeypatch.setattr(step, "compiled", traced)
     found = {}

@@ -1,12 +1,15 @@
 """Distillation teaches the student, stays exact and keeps the original beside what is learnt."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from emptyset.errors import CollapseError, ImagesError, NotCalibratedError, UnsupportedModelError
 from emptyset.exporters.simulation import simulate
@@ -17,10 +20,10 @@ from emptyset.images.image_source import Disagreement, StoredImages
 from emptyset.losses.distillation import distillation_loss
 from emptyset.monitor import SILENT, State
 from emptyset.quantizers.bits import Bits
-from emptyset.refiners import training
+from emptyset.refiners import training, training_parts
 from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
 from emptyset.refiners.distill import Distill, DistillConfig
-from emptyset.refiners.training_parts import pays_to_compile
+from emptyset.refiners.training_parts import pays_to_compile, pays_to_halve
 from emptyset.teachers.teacher import InputSpec, Teacher
 
 HAST = {"cross_entropy": 0.0, "feature_attention": 10.0, "perturbation": 0.01}
@@ -178,17 +181,74 @@ class Disk:
 def test_compiled_updates_learn_the_same_and_the_choice_outlives_a_kill(
     teacher: Teacher, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eager = distill(teacher, images, learning_rate=1e-3).state_dict()
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "precision": "float32"}
+    eager = distill(teacher, images, **settings).state_dict()
     monkeypatch.setattr(training, "pays_to_compile", lambda *_, **__: True)
     disk = Disk(limit=5)
     with pytest.raises(KilledError):
-        distill(teacher, images, learning_rate=1e-3, monitor=disk)
+        distill(teacher, images, monitor=disk, **settings)
     # Decided once: what the resumed run would decide itself does not count.
     monkeypatch.setattr(training, "pays_to_compile", lambda *_, **__: False)
-    resumed = distill(teacher, images, learning_rate=1e-3, monitor=disk).state_dict()
+    resumed = distill(teacher, images, monitor=disk, **settings).state_dict()
     assert bool(disk.states["distill"]["compiled"])
     for name, value in resumed.items():
         torch.testing.assert_close(value, eager[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+class Dtypes(TorchDispatchMode):
+    """Remembers of which type the operands of convolutions and linears are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in {"convolution", "addmm", "mkldnn_convolution"}:
+            self.products.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", ["learned", "hast"])
+def test_only_products_are_in_bfloat16_and_the_choice_outlives_a_kill(
+    case: str, teacher: Teacher, images: ImageSet
+) -> None:
+    plan, batch_norm, settings = CASES[case]
+    student = prepare(teacher, "w4a4", plan=plan, batch_norm=batch_norm)
+    Calibrate(CalibrateConfig()).refine(student, images)
+    exact = student.copy()
+    config = DistillConfig(
+        **{**settings, "steps": 6, "warm_up": 0.0, "batch_size": 16, "learning_rate": 1e-4}
+    )
+    disk = Disk(limit=3)
+    quantized: set[torch.dtype] = set()
+    for quantizer in student.quantizers.values():
+        quantizer.register_forward_hook(lambda _, given, __: quantized.add(given[0].dtype))
+    half, dtypes = Distill(replace(config, precision="bfloat16")), Dtypes()
+    with pytest.raises(KilledError), dtypes:
+        half.refine(student, images, monitor=disk)
+    assert torch.bfloat16 in dtypes.products
+    assert quantized == {torch.float32}
+    dtypes = Dtypes()
+    with dtypes:
+        # Decided once: what the resumed run would decide itself does not count.
+        Distill(replace(config, precision="float32")).refine(student, images, monitor=disk)
+    assert torch.bfloat16 in dtypes.products
+    Distill(replace(config, precision="float32")).refine(exact, images)
+    with torch.no_grad():
+        before, after = (one(images.images) for one in (exact, student))
+    assert 0 < (before - after).abs().max() < 0.2 * before.std()
+
+
+def test_bfloat16_is_for_few_bits_and_hardware_that_multiplies_it(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, many = (prepare(teacher, bits, plan="every_layer") for bits in ("w8a5", "w8a6"))
+    for has in (True, False):
+        monkeypatch.setattr(training_parts, "has_fast_bfloat16", lambda _, found=has: found)
+        found = [pays_to_halve(few, p) for p in ("auto", "float32", "bfloat16")]
+        assert found == [has, False, True]
+        assert not pays_to_halve(many, "auto")
 
 
 def test_compiling_pays_only_for_long_training(teacher: Teacher) -> None:
@@ -261,7 +321,7 @@ def test_a_source_hears_what_both_said_about_every_batch(
     student = prepare(teacher, "w3a3")
     Calibrate(CalibrateConfig()).refine(student, images)
     source = Listening(images)
-    config = DistillConfig(steps=4, batch_size=16, augmentation="none")
+    config = DistillConfig(steps=4, batch_size=16, augmentation="none", precision="float32")
     Distill(config).refine(student, source, seed=7)
     assert len(source.heard) == 4
     for outcome, batch in zip(source.heard, source.given, strict=True):

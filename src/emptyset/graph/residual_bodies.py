@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from emptyset.graph.operators import is_parameter, is_weighted, name_of
+from emptyset.graph.products import put_products_in
 
 
 def residual_bodies(program: fx.GraphModule) -> list[fx.Node]:
@@ -34,13 +36,26 @@ def _unquantized(node: Any) -> fx.Node:
 
 
 class Tapped:
-    """A program that also gives the tensors at some of its nodes; it shares all parameters."""
+    """A program that also gives the tensors at some of its nodes; it shares all parameters.
 
-    def __init__(self, program: fx.GraphModule, nodes: list[fx.Node]) -> None:
+    Args:
+        program: Of one input.
+        nodes: Of its graph.
+        products: Precision of convolutions, linears and matrix products; all else is float32.
+    """
+
+    def __init__(
+        self,
+        program: fx.GraphModule,
+        nodes: list[fx.Node],
+        products: torch.dtype = torch.float32,
+    ) -> None:
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         output: Any = graph.graph_copy(program.graph, copies)
         logits = output[0] if isinstance(output, tuple | list) else output
         graph.output((logits, [copies[node] for node in nodes]))
+        if products != torch.float32:
+            put_products_in(graph, products)
         self._module = fx.GraphModule(program, graph)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from emptyset.graph.operators import attribute, is_matmul, is_weighted
+from emptyset.graph.operators import attribute
+from emptyset.graph.products import is_product, product_in
 from emptyset.graph.student import Student
 from emptyset.quantizers.affine import AffineFakeQuantizer
 from emptyset.quantizers.bias import BiasFakeQuantizer
@@ -112,9 +113,9 @@ class GraphFunction:
     def _call(self, node: fx.Node) -> fx.Node:
         args = fx.node.map_arg(node.args, self._value)
         kwargs = fx.node.map_arg(node.kwargs, self._value)
-        if self._dtype != torch.float32 and (is_weighted(node) or is_matmul(node)):
+        if self._dtype != torch.float32 and is_product(node):
             target: Any = node.target
-            return self._graph.call_function(_in, (self._dtype, target, *args), dict(kwargs))
+            return self._graph.call_function(product_in, (self._dtype, target, *args), dict(kwargs))
         return self._graph.call_function(node.target, args, dict(kwargs))  # type: ignore[arg-type]
 
 
@@ -129,13 +130,6 @@ def _quantized(quantize: Quantize, number: int, x: Tensor | None) -> Tensor:
 def _rounded_bias(quantize: Any, inputs: int, weight: int, bias: Tensor) -> Tensor:
     rounded: Tensor = quantize.rounded_bias(inputs, weight, bias)
     return rounded
-
-
-def _in(dtype: torch.dtype, target: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """The product in ``dtype``, its outcome in float32."""
-    cast = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-    out: Tensor = target(*cast, **kwargs)
-    return out.float()
 
 
 def _structure(graph: fx.Graph) -> Hashable:

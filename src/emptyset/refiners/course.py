@@ -107,6 +107,7 @@ class Course:
     augmentation: str
     flip: float
     mixing: str
+    precision: str
     weight_decay: float
     legacy: bool
     epoch: int

@@ -45,7 +45,7 @@ from emptyset.refiners.best_student import KEPT, Evaluate
 from emptyset.refiners.course import PRESETS, Course
 from emptyset.refiners.source_warm_up import warmed_up
 from emptyset.refiners.training import Training
-from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
+from emptyset.refiners.training_parts import AUGMENTATIONS, PRECISIONS, source_of
 from emptyset.registry import refiners
 
 # Of the learned preset beside a source; ours, not tuned.
@@ -90,6 +90,9 @@ class DistillConfig:
         flip: Probability of mirroring an image; 0 for digits and letters.
         mixing: ``mixup`` or ``cutmix``: every image is mixed with another one and shown to teacher
             and student alike, labels in the same shares; ``none`` (none).
+        precision: Of convolutions and linears while weights are learnt: ``float32``, ``bfloat16``,
+            or ``auto``: bfloat16 at 5 bits and below where the hardware multiplies it. Quantizers,
+            losses and the finished student are in float32 always.
         weight_decay: Of everything but steps (0 | 1e-4 | 1e-4 | 5e-4).
         legacy: Not learned: activation ranges by the released compounding moving average, in the
             first epochs whatever the warm-up.
@@ -118,6 +121,7 @@ class DistillConfig:
     augmentation: str | None = None
     flip: float = 0.5
     mixing: str = "none"
+    precision: str = "auto"
     weight_decay: float | None = None
     legacy: bool = False
     epoch: int = 200
@@ -128,6 +132,7 @@ class DistillConfig:
         for name, known in {
             "preset": tuple(PRESETS), "kd_reduction": (None, *REDUCTIONS), "mask": MASKS,
             "augmentation": (None, *AUGMENTATIONS), "mixing": MIXINGS, "keep": KEPT,
+            "precision": PRECISIONS,
         }.items():  # fmt: skip
             if getattr(self, name) not in known:
                 choices = ", ".join(choice for choice in known if choice)
@@ -213,6 +218,7 @@ class DistillConfig:
             augmentation=self.augmentation or ("none" if live else own.augmentation),
             flip=self.flip,
             mixing=self.mixing,
+            precision=self.precision,
             weight_decay=_given(self.weight_decay, own.weight_decay),
             legacy=self.legacy,
             epoch=self.epoch,

@@ -27,6 +27,7 @@ from emptyset.refiners.training_parts import (
     mixed_batch,
     pair_of,
     pays_to_compile,
+    pays_to_halve,
 )
 
 KEY = "distill"
@@ -48,16 +49,18 @@ class Training:
         self._course = course
         self._live = source if isinstance(source, LiveSource) else None
         stages = course.relations > 0 or (self._live is not None and self._live.needs_features)
-        self._pair: Pair = pair_of(
+        self._new_pair = functools.partial(
+            pair_of,
             student,
             bodies=course.feature_attention > 0,
             stages=course.relation_positions if stages else None,
         )
-        # What the weights learn with; ranges are tracked without compiling.
+        self._pair: Pair = self._new_pair()
+        # What the weights learn with; ranges are tracked in float32, without compiling.
         self._learning_pair = self._pair
         self._taps = stages or course.feature_attention > 0
         self._parameters = trainable(student.program)
-        self._compiled = False
+        self._compiled = self._half = False
         self._classes = 0
         if course.mixing != "none":
             with torch.no_grad():
@@ -81,8 +84,11 @@ class Training:
             self._live.begin(total, course.batch_size, monitor=monitor)
         with self._learning():
             kept = monitor.restore(KEY)
-            if self._compiles(kept, monitor):
-                self._learning_pair = self._pair.compiled()
+            self._decide_execution(kept, monitor)
+            if self._half:
+                self._learning_pair = self._new_pair(half=True)
+            if self._compiled:
+                self._learning_pair = self._learning_pair.compiled()
             number = self._restore(kept)
             while number < total:
                 try:
@@ -99,19 +105,20 @@ class Training:
             if course.keep == "best" and self._best.best is not None:
                 put_back(self._student, self._parameters, self._best.best)
 
-    def _compiles(self, kept: State | None, monitor: Monitor) -> bool:
-        """Decided once: compiled and eager code round differently, a resumed run must not."""
+    def _decide_execution(self, kept: State | None, monitor: Monitor) -> None:
+        """Once: compiled and eager code, bfloat16 and float32 differ, a resumed run must not."""
         course = self._course
         if kept is not None:
-            self._compiled = bool(kept["compiled"])
-        elif course.learned or course.ranges != EXTREMES:
+            self._compiled, self._half = bool(kept["compiled"]), bool(kept["half"])
+            return
+        self._half = pays_to_halve(self._student, course.precision)
+        if course.learned or course.ranges != EXTREMES:
             self._compiled = pays_to_compile(
                 self._student,
                 batch_size=course.batch_size,
                 updates=course.steps - max(course.warm_up, course.range_steps),
                 monitor=monitor,
             )
-        return self._compiled
 
     @contextmanager
     def _learning(self) -> Iterator[None]:
@@ -304,7 +311,8 @@ class Training:
         state |= {f"best|{key}": value for key, value in self._best.state().items()}
         if self._finite is not None:
             state |= {f"finite|{key}": value for key, value in self._finite.state().items()}
-        return {**state, "done": torch.tensor(done), "compiled": torch.tensor(self._compiled)}
+        state |= {"compiled": torch.tensor(self._compiled), "half": torch.tensor(self._half)}
+        return {**state, "done": torch.tensor(done)}
 
     def _restore(self, state: State | None) -> int:
         """Take over what a killed run had learnt; gives how many batches that were."""

@@ -15,11 +15,17 @@ from emptyset.images.augmentation import mirrored, shifted
 from emptyset.images.image_set import Batch, ImageSet
 from emptyset.images.image_source import Images, ImageSource, LiveSource, StoredImages
 from emptyset.images.mixing import mixed
-from emptyset.inversion.compilation import compiled, compiler_found, worth_compiling
+from emptyset.inversion.compilation import (
+    compiled,
+    compiler_found,
+    has_fast_bfloat16,
+    worth_compiling,
+)
 from emptyset.inversion.resampling import draw_crops, sampled
 from emptyset.monitor import Monitor
 
 AUGMENTATIONS = ("shift", "crop", "none")
+PRECISIONS = ("auto", "float32", "bfloat16")
 # Greatest shift as a share of the image's shorter side: 4 of 32 pixels, as CIFAR is trained.
 LARGEST_SHIFT = 1 / 8
 # Least share of the area that a crop keeps, as IntraQ.
@@ -28,6 +34,8 @@ SMALLEST_CROP = 0.5
 # Measured on 2 AVX512 cores with ResNet-20 at batch 128, per thread: student and teacher together
 # take 31 ns per element of a quantized activation and update, compiled 19 ns.
 _SAVED_SECONDS_PER_ELEMENT = 1.2e-8
+# Steps of 5 bits are 16 times as coarse as bfloat16's.
+_COARSE_BITS = 5
 
 Network = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 """``(N, C, H, W)`` images to ``(N, K)`` logits and features."""
@@ -150,7 +158,22 @@ def pays_to_compile(student: Student, *, batch_size: int, updates: int, monitor:
     return pays
 
 
-def pair_of(student: Student, *, bodies: bool, stages: int | None = None) -> Pair:
+def pays_to_halve(student: Student, precision: str) -> bool:
+    """Whether products are in bfloat16 while weights are learnt.
+
+    Args:
+        student: Of whose bits it depends: rounding to bfloat16 must drown in quantization.
+        precision: ``auto``, ``float32`` or ``bfloat16``.
+    """
+    if precision != "auto":
+        return precision == "bfloat16"
+    fewest = min(student.bits.weights, student.bits.activations)
+    return fewest <= _COARSE_BITS and has_fast_bfloat16(student.device)
+
+
+def pair_of(
+    student: Student, *, bodies: bool, stages: int | None = None, half: bool = False
+) -> Pair:
     """The student and its teacher.
 
     Args:
@@ -158,13 +181,21 @@ def pair_of(student: Student, *, bodies: bool, stages: int | None = None) -> Pai
         bodies: Whether both give the bodies of their residual units as features.
         stages: Whether both also give the outputs of their stages, and the most pixels that the map
             of one may have; None: they do not.
+        half: Whether products are in bfloat16; quantizers, BatchNorm and all else never are.
 
     Raises:
         UnsupportedModelError: If features are asked for and the network has none.
     """
     if not bodies and stages is None:
-        module = student.teacher.module
-        return Pair(lambda x: (student(x), []), lambda x: (module(x), []))
+        module, kind = student.teacher.module, student.device.type
+        if not half:
+            return Pair(lambda x: (student(x), []), lambda x: (module(x), []))
+
+        def halved_teacher(images_NCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+            with torch.autocast(kind, torch.bfloat16):
+                return module(images_NCHW).float(), []
+
+        return Pair(Tapped(student.program, [], torch.bfloat16), halved_teacher)
     units = residual_bodies(student.program) if bodies else []
     if bodies and not units:
         raise UnsupportedModelError(
@@ -185,8 +216,9 @@ def pair_of(student: Student, *, bodies: bool, stages: int | None = None) -> Pai
         quantizer.enabled = False
     by_name = {node.name: node for node in reference.program.graph.nodes}
     tapped = [*units, *ends]
+    products = torch.bfloat16 if half else torch.float32
     return Pair(
-        Tapped(student.program, tapped),
-        Tapped(reference.program, [by_name[node.name] for node in tapped]),
+        Tapped(student.program, tapped, products),
+        Tapped(reference.program, [by_name[node.name] for node in tapped], products),
         len(units),
     )
