@@ -192,7 +192,16 @@ class Counting:
 def test_neither_network_is_asked_when_nobody_needs_the_answer(teacher: Teacher) -> None:
     student, source = prepare(teacher, BITS, **PUBLISHED), make("gdfq", teacher)
     counting = Counting(student)
-    taught(teacher, source, student=student, preset="gdfq", steps=20, warm_up=0.5, held_out=0)
+    taught(
+        teacher,
+        source,
+        student=student,
+        preset="gdfq",
+        steps=20,
+        warm_up=0.5,
+        held_out=0,
+        precision="float32",
+    )
     counting.stop()
     # One image to see whether compiling pays. Of the generator's 10 lessons ranges are tracked in
     # the last.
