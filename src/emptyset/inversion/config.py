@@ -24,6 +24,9 @@ class InversionConfig:
             together (``joint``, ours), which are then optimised in turn.
         joint_steps: Steps of a batch before it is the next one's turn (``joint``).
         low_pass: Cut-off of SynQ's filter over finished images [cycles per image], or null.
+        spectrum: Optimise cosine coefficients instead of pixels, scaled by the frequency to the
+            power of minus this, as photographs are (about 1); 0: pixels. Ours. Step sizes are then
+            those of coefficients, and pixels stay between black and white.
     """
 
     statistics_known: ClassVar[tuple[str, ...]] = ("batch", JOINT)
@@ -33,10 +36,12 @@ class InversionConfig:
     statistics: str = "batch"
     joint_steps: int = 10
     low_pass: float | None = None
+    spectrum: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch_size", "joint_steps")
         require_choice(self, "statistics", self.statistics_known)
+        require_not_negative(self, "spectrum")
         if self.low_pass is not None:
             require_positive(self, "low_pass")
         matched = getattr(self, "statistics_weight", 1.0) > 0

@@ -2,14 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from emptyset.errors import RecipeError
 from emptyset.images.image_set import Batch, ImageSet
 from emptyset.inversion.batch_plan import require_count
+from emptyset.inversion.canvas import Pixels, Spectrum
 from emptyset.inversion.config import InversionConfig
 from emptyset.inversion.engine import gathered, invert_into
 from emptyset.inversion.method import Method
+from emptyset.inversion.standard_units import standard_units
+from emptyset.inversion.updates import unclipped
 from emptyset.monitor import SILENT, Monitor
 from emptyset.teachers.teacher import Teacher
 
@@ -81,7 +85,7 @@ class InversionSynthesizer(ABC):
             ImagesError: See there.
             RecipeError: See there.
         """
-        method = self.method(teacher)
+        method = self._on_its_canvas(self.method(teacher), teacher)
         require_count(method.name, count)
         settings = asdict(self.config)
         if method.others:
@@ -90,3 +94,18 @@ class InversionSynthesizer(ABC):
         return invert_into(
             take, method, teacher, count, seed=seed, settings=settings, monitor=monitor
         )
+
+    def _on_its_canvas(self, method: Method, teacher: Teacher) -> Method:
+        """The method with its pixels replaced by their spectrum, where that is asked for."""
+        if self.config.spectrum == 0:
+            return method
+        if not isinstance(method.canvas, Pixels):
+            raise RecipeError(
+                f"{method.name}: its images come from a network, not from pixels, so there is no "
+                "'spectrum' to optimise. Set it to 0."
+            )
+        low, high = standard_units(teacher.input).pixel_range()
+        canvas = Spectrum(self.config.spectrum, low, high, spread=method.canvas.spread)
+        # The range of pixels is not that of coefficients; the canvas keeps it.
+        groups = tuple(replace(group, update=unclipped(group.update)) for group in method.groups)
+        return replace(method, canvas=canvas, groups=groups)

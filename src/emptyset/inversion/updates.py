@@ -146,3 +146,12 @@ class Clipped:
         self.rule.step(variable, gradient, state, rate, number)
         for channel, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             variable[:, channel].clamp_(low, high)
+
+
+def unclipped(rule: Update) -> Update:
+    """The rule without a range, whatever it is wrapped in."""
+    if isinstance(rule, Clipped):
+        return unclipped(rule.rule)
+    if isinstance(rule, Restarted):
+        return Restarted(unclipped(rule.rule), rule.at)
+    return rule
