@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import emptyset
+from emptyset.evaluate.image_quality import image_quality
 from emptyset.graph.student import Student
 from emptyset.images.image_set import ImageSet
 from emptyset.kept_states import KeepingMonitor
@@ -33,13 +34,15 @@ from emptyset.teachers.teacher import Teacher
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parent.parent / "runs" / "benchmarks"
-EPOCHS = 5
+EPOCHS = 3
+SHORT = 100  # updates up to which only the last state is measured
+BATCH = 256  # images of a batch in which quality is measured
 KEY = ("network", "images", "bits", "recipe", "seed")
 
 
 @dataclass
 class Watching:
-    """Measures the student after every fifth of its training, and passes states on to disk."""
+    """Measures the student after every third of its training, and passes states on to disk."""
 
     inner: KeepingMonitor
     measure: Callable[[], float] | None = None
@@ -47,7 +50,7 @@ class Watching:
 
     def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Measure where an epoch ends; the last is measured after training."""
-        every = max(1, total // EPOCHS)
+        every = max(1, total // EPOCHS) if total > SHORT else total
         if what == "distill" and self.measure and done % every == 0 and done < total:
             self.seen[str(done)] = self.measure()
 
@@ -72,26 +75,40 @@ def folder_of(*parts: object) -> Path:
     return folder
 
 
-def images_of(network: str, teacher: Teacher, name: str, seed: int) -> tuple[ImageSet, float]:
-    """The images and the seconds that making them took."""
-    if name.startswith("real"):
-        return shared.training_images(network, int(name.removeprefix("real "))), 0.0
-    recipe = cells.IMAGES[name]
+def images_of(
+    network: str, teacher: Teacher, name: str, seed: int
+) -> tuple[ImageSet, dict[str, Any]]:
+    """The images, what can be said of them, and the seconds that making them took."""
     folder = folder_of(network, name, seed)
-    if (folder / "done.json").exists():
-        seconds = json.loads((folder / "done.json").read_text(encoding="utf-8"))["seconds"]
-        return ImageSet.load(folder / "images"), seconds
-    start = time.perf_counter()
-    monitor = KeepingMonitor(SILENT, folder, print)
-    made = emptyset.synthesize(
-        teacher, recipe.method, recipe.count, seed=seed, monitor=monitor, **recipe.settings
-    )
-    seconds = time.perf_counter() - start
-    made.save(folder / "images")
-    (folder / "done.json").write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+    known = folder / "done.json"
+    if name.startswith("real"):
+        made = shared.training_images(network, int(name.removeprefix("real ")))
+        if known.exists():
+            return made, json.loads(known.read_text(encoding="utf-8"))
+        seconds = 0.0
+    elif known.exists():
+        return ImageSet.load(folder / "images"), json.loads(known.read_text(encoding="utf-8"))
+    else:
+        recipe = cells.IMAGES[name]
+        start = time.perf_counter()
+        monitor = KeepingMonitor(SILENT, folder, print)
+        made = emptyset.synthesize(
+            teacher, recipe.method, recipe.count, seed=seed, monitor=monitor, **recipe.settings
+        )
+        seconds = time.perf_counter() - start
+        made.save(folder / "images")
+    quality = image_quality(made, teacher, batch_size=min(BATCH, len(made)))
+    said = {
+        "seconds_images": round(seconds),
+        "bn_distance": round(quality.distance.sum_l2, 2) if quality.distance else None,
+        "similarity": round(quality.diversity.similarity, 3),
+        "similarity_in_class": round(quality.diversity.similarity_within_class or 0.0, 3),
+        "class_agreement": round(quality.diversity.class_agreement or 0.0, 3),
+    }
+    known.write_text(json.dumps(said), encoding="utf-8")
     for path in folder.glob("*.safetensors"):
         path.unlink()
-    return made, seconds
+    return made, said
 
 
 @torch.no_grad()
@@ -107,7 +124,7 @@ def measure(cell: cells.Cell) -> dict[str, Any]:
     """One row."""
     teacher = shared.load(cell.network)
     test = shared.labelled_images(cell.network)
-    images, image_seconds = images_of(cell.network, teacher, cell.images, cell.seed)
+    images, said = images_of(cell.network, teacher, cell.images, cell.seed)
     recipe = cells.RECIPES[cell.recipe]
     strict = cell.network in cells.STRICT and cell.plan == "every_layer"
     student = emptyset.prepare(
@@ -130,7 +147,7 @@ def measure(cell: cells.Cell) -> dict[str, Any]:
         history.write_text(json.dumps(monitor.seen), encoding="utf-8")
     seconds = time.perf_counter() - start
     return row_of(cell, teacher, student, images, test, before, monitor.seen) | {
-        "seconds_images": round(image_seconds), "seconds_training": round(seconds),
+        "seconds_training": round(seconds), **said,
     }  # fmt: skip
 
 
@@ -139,7 +156,7 @@ def row_of(
     before: float, seen: dict[str, float],
 ) -> dict[str, Any]:  # fmt: skip
     """What a finished student is worth."""
-    float_top1 = top1(teacher.module, test)
+    float_top1 = float_top1_of(teacher, cell.network, test)
     last = top1(student, test)
     best = max([last, *seen.values()])
     config = DistillConfig(**cells.RECIPES[cell.recipe].settings(cell.bits)).course(student.bits)
@@ -154,6 +171,14 @@ def row_of(
         "batch": config.batch_size, "images_count": len(images),
         "image_iterations": cells.image_iterations(cell.images),
     }  # fmt: skip
+
+
+def float_top1_of(teacher: Teacher, network: str, test: ImageSet) -> float:
+    """Measured once."""
+    path = folder_of(network) / "float_top1"
+    if not path.exists():
+        path.write_text(repr(top1(teacher.module, test)), encoding="utf-8")
+    return float(path.read_text(encoding="utf-8"))
 
 
 def write(table: str, row: dict[str, Any]) -> None:
