@@ -94,12 +94,40 @@ def gdfq_statistics(layers: Sequence[LayerStatistics]) -> Tensor:
         GDFQ, Xu et al. 2020, arXiv:2003.03603, eq. 3; form of the released code, which Qimera,
         AIT, AdaDFQ, IntraQ and HAST share.
     """
-    losses = [
+    return torch.stack([_mean_squared_gaps(layer) for layer in layers]).mean()
+
+
+def layered_statistics(
+    layers: Sequence[LayerStatistics], *, shallow: float, deep: float
+) -> Tensor:
+    """GDFQ's form with a weight of its own for each half of the network.
+
+        loss = (1/L) Σ_l w_l · [mean_c (m_c − μ_c)² + mean_c (v_c − σ²_c)²]
+
+    Args:
+        layers: Statistics of each layer, first layer first.
+        shallow: w of the first half; below 1 it relaxes them.
+        deep: w of the others (of an odd number the middle one is among them).
+
+    Returns:
+        Scalar; 0 exactly when the batch agrees.
+
+    Source:
+        TexQ, Chen et al., NeurIPS 2023, as re-implemented in the released code of SynQ (0.2 and
+        1.1).
+    """
+    first = len(layers) // 2
+    weights = [shallow] * first + [deep] * (len(layers) - first)
+    gaps = [w * _mean_squared_gaps(layer) for w, layer in zip(weights, layers, strict=True)]
+    return torch.stack(gaps).mean()
+
+
+def _mean_squared_gaps(layer: LayerStatistics) -> Tensor:
+    """Of batch mean and biased batch variance from what the layer stored."""
+    return (
         layer.batch_shift().square().mean()
         + (layer.batch_variance(correction=0) - layer.stored_var).square().mean()
-        for layer in layers
-    ]
-    return torch.stack(losses).mean()
+    )
 
 
 def deep_inversion_statistics(
