@@ -90,7 +90,7 @@ IMAGES = {
     # ZeroQ on statistics of the batch, with cross-entropy on random labels, converged.
     "zeroq+il": Images("zeroq", 1280, {**_IL, "learning_rate": 0.1, "clip": True}),
     # The same on the cosine spectrum.
-    "spectrum": Images("zeroq", 1280, {**_IL, "learning_rate": 0.05, "spectrum": 1.0}),
+    "spectrum": Images("zeroq", 1280, {**_IL, "learning_rate": 0.05, "spectrum": 1.5}),
 }
 # DFFG's sweep: 1,280 images of 128 starts, everything else as its defaults.
 SMALL = {"batch_size": 128, "steps": 200}
@@ -115,7 +115,7 @@ SWEEP = [
     _dffg("restart", restart=True),
     _dffg("crop", crop=True),
     _dffg("low-pass 10", low_pass=10.0),
-    _dffg("spectrum", spectrum=1.0, step_size=0.05),
+    _dffg("spectrum", spectrum=1.5, step_size=0.05),
 ]
 ADAM = {
     rate: _dffg(f"adam {rate}", update="adam", step_size=rate) for rate in (0.02, 0.05, 0.1, 0.2)
