@@ -21,7 +21,7 @@ from emptyset.evaluate.accuracy import accuracy
 from emptyset.evaluate.runtime import OnnxClassifier
 from emptyset.images.image_set import ImageSet
 from emptyset.measurement import predictor
-from emptyset.recipe import default_data
+from emptyset.recipe_by_bits import practical_recipe
 from emptyset.teachers.embedded import held_out_images_path, train_images_path
 from emptyset.teachers.teacher import Teacher
 
@@ -43,7 +43,7 @@ def inputs(name: str) -> tuple[Teacher, Any, Any]:
 
 def default_settings() -> dict[str, Any]:
     """Settings of the default recipe's images, without method and count."""
-    section = dict(default_data("w8a8")["synthesize"])
+    section = practical_recipe("w8a8").synthesize
     return {key: value for key, value in section.items() if key not in ("method", "count")}
 
 

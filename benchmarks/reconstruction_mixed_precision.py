@@ -30,7 +30,7 @@ from emptyset.evaluate.agreement import divergence
 from emptyset.evaluate.runtime import OnnxClassifier
 from emptyset.images.image_set import ImageSet
 from emptyset.measurement import predictor
-from emptyset.recipe import default_data
+from emptyset.recipe_by_bits import practical_recipe
 from emptyset.teachers.teacher import Teacher
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,7 +44,7 @@ def made(name: str, teacher: Teacher, images: str, count: int) -> ImageSet:
     """Images to measure and to calibrate with."""
     if images == "real":
         return shared.training_images(name, count)
-    section = default_data("w8a8")["synthesize"]
+    section = practical_recipe("w8a8").synthesize
     settings = {key: value for key, value in section.items() if key not in ("method", "count")}
     return emptyset.synthesize(teacher, images, count, seed=0, **settings)
 

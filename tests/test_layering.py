@@ -30,6 +30,7 @@ ALSO = {
     "recipe_text": "recipe",
     "recipe_without_images": "recipe",
     "recipe_with_source": "recipe",
+    "recipe_by_bits": "recipe",
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
 LONGEST_FILE = 400

@@ -1,13 +1,12 @@
 """Recipes: strict, with a message that says where, what was expected, what came, what to do."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emptyset.errors import RecipeError, UnknownNameError
-from emptyset.recipe import Recipe, default_data, find_recipe
+from emptyset.recipe import Recipe, find_recipe
 
 GOOD = """\
 # A recipe.
@@ -153,13 +152,15 @@ def test_input_size_of_another_form_is_refused() -> None:
         Recipe.parse({"teacher": {"name": "file:w", "input": "32x32"}})
 
 
-def test_the_default_recipe_makes_1024_zeroq_images() -> None:
-    recipe = Recipe.parse(default_data("w8a8") | {"teacher": {"name": "timm:x"}})
-    data = recipe.to_data()
-    assert data["synthesize"]["method"] == "zeroq"
-    assert data["synthesize"]["count"] == 1024
-    assert data["seed"] == 0
-    json.dumps(data)
+def test_what_a_recipe_says_about_itself_decides_nothing() -> None:
+    silent = Recipe.parse({"teacher": {"name": "timm:x"}})
+    told = Recipe.parse({"teacher": {"name": "timm:x"}, "about": "chosen by hand"})
+    assert told.hash() == silent.hash()
+    assert told.decisive_data() == silent.to_data()
+    assert Recipe.parse(told.to_data()) == told
+    # It was said of another recipe than the changed one.
+    assert told.changed(["seed=3"]).about is None
+    assert told.changed(["about=mine"]).about == "mine"
 
 
 def test_an_unknown_recipe_name_is_explained(tmp_path: Path, monkeypatch: Any) -> None:

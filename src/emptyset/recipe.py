@@ -13,6 +13,7 @@ from emptyset.bit_allocation.budget import Budget
 from emptyset.bit_allocation.layers import COUNT, WEIGHTS, checked_widths
 from emptyset.errors import RecipeError, UnknownNameError
 from emptyset.quantizers.bits import Bits
+from emptyset.recipe_by_bits import practical_names
 from emptyset.recipe_text import apply_setting, read_marked
 from emptyset.recipe_with_source import SOURCE_REFINERS, require_use_of_source
 from emptyset.recipe_without_images import DATA_FREE_REFINERS, NONE, require_no_need
@@ -153,6 +154,7 @@ class Recipe(BaseModel):
     """One whole run.
 
     Attributes:
+        about: Why this recipe, in one line for people; decides nothing.
         seed: Seed of everything random.
         device: ``auto`` takes CUDA, then MPS, then the CPU.
         memory: Memory that forwards of the student may take [GB]; batches shrink to fit.
@@ -173,6 +175,7 @@ class Recipe(BaseModel):
 
     model_config = STRICT
 
+    about: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     memory: Annotated[float | None, Field(gt=0)] = None
@@ -224,6 +227,9 @@ class Recipe(BaseModel):
         """
         changed: dict[str, Any] = json.loads(json.dumps(dict(data)))
         known = dict(places or {})
+        if settings:
+            # It was said of what is changed now.
+            changed.pop("about", None)
         for setting in settings:
             apply_setting(changed, known, setting)
         where = Places(known)
@@ -240,13 +246,17 @@ class Recipe(BaseModel):
         data: dict[str, Any] = json.loads(self.model_dump_json(exclude_none=True))
         return {key: value for key, value in data.items() if value not in ([], {})}
 
+    def decisive_data(self) -> dict[str, Any]:
+        """The same without what decides nothing."""
+        return {key: value for key, value in self.to_data().items() if key != "about"}
+
     def to_yaml(self) -> str:
         """YAML that ``load`` reads back to an equal recipe."""
         return str(yaml.safe_dump(self.to_data(), sort_keys=False, allow_unicode=True, width=100))
 
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON, hexadecimal: equal exactly when the recipes are."""
-        return hash_of(self.to_data())
+        """SHA-256 of the canonical JSON, hexadecimal: equal exactly when recipes do the same."""
+        return hash_of(self.decisive_data())
 
     def changed(self, settings: Sequence[str]) -> "Recipe":
         """The recipe with ``KEY=VALUE`` changes."""
@@ -350,29 +360,6 @@ def _check(
     checked_config(entry.config, settings, where=where, places=places)
 
 
-def default_data(bits: str) -> dict[str, Any]:
-    """The sections a run has where nothing else is said.
-
-    Args:
-        bits: For example ``w8a8``.
-    """
-    return {
-        # Ours, for speed: the published 500 steps would be most of the time that a run takes on a
-        # processor, and for calibration 25 lose no more (benchmarks/results/file_accuracy.md). So
-        # few never reach a plateau, hence the cosine.
-        "synthesize": {
-            "method": DEFAULT_METHOD,
-            "count": DEFAULT_COUNT,
-            "steps": 25,
-            "schedule": "cosine",
-            # Unclipped, pixels reach four times the range of real ones, and so do early layers.
-            "clip": True,
-        },
-        "plan": {"name": "integer", "bits": str(Bits.parse(bits))},
-        "refine": [{"method": "calibrate"}],
-    }
-
-
 def find_recipe(name: str) -> Path:
     """The file of a recipe, given as a path or as a name.
 
@@ -392,7 +379,12 @@ def find_recipe(name: str) -> Path:
             found |= {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if name in found:
         return found[name]
-    known = sorted(found)
+    known = [*sorted(found), *practical_names()]
+    if name in practical_names():
+        raise UnknownNameError(
+            f"{name}: is made for any network and names none, so it cannot run by itself. Write: "
+            f"emptyset quantize TEACHER --recipe {name}"
+        )
     raise UnknownNameError(
         f"No recipe is called '{name}'.{nearest(name, known)} "
         f"Known: {', '.join(known) or 'none here'}. A file is given with its ending .yaml."

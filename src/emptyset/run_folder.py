@@ -349,13 +349,13 @@ def _refuse_strangers(path: Path, recipe: Recipe, *, overwrite: bool) -> None:
     if overwrite or not has_progress(path):
         return
     try:
-        there = Recipe.load(path / RECIPE).to_data()
+        there = Recipe.load(path / RECIPE).decisive_data()
     except Exception as error:
         raise RunFolderError(
             f"{path}: its {RECIPE} cannot be read ({error}). Give another folder with --out, or "
             "--overwrite to run the new recipe here."
         ) from error
-    different = differences(there, recipe.to_data())
+    different = differences(there, recipe.decisive_data())
     if different:
         raise RunFolderError(
             f"{path}: belongs to another run. It differs in:\n  "

@@ -25,7 +25,7 @@ DIGITS = "embedded:digits-resnet"
 IMAGES = ["--images", str(train_images_path()), "--count", "16", "--device", "cpu"]
 QUICK = [
     "--set", "evaluate.layer_images=2", "--set", "evaluate.latency_rounds=0",
-    "--set", "evaluate.quality_images=0",
+    "--set", "evaluate.quality_images=0", "--set", "refine=[{method: calibrate}]",
 ]  # fmt: skip
 
 

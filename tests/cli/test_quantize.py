@@ -74,7 +74,9 @@ def test_a_lost_file_is_made_again_and_only_that(own_run: Path, command: Any) ->
 def test_overwrite_keeps_the_stages_that_do_not_change(
     own_run: Path, command: Any, tiny: list[str]
 ) -> None:
-    arguments = ["quantize", DIGITS, *tiny, "--bits", "w4a8", "--out", own_run]
+    # Of the bits' own recipe the images would be others, too.
+    recipe = ["--recipe", "practical_w8a8"]
+    arguments = ["quantize", DIGITS, *tiny, *recipe, "--bits", "w4a8", "--out", own_run]
     refused = command(*arguments)
     assert refused.exit_code == 5
     assert "plan.bits: w8a8 there, w4a8 wanted" in refused.stderr
@@ -133,8 +135,9 @@ def test_below_the_least_agreement_no_file_is_written(
 ) -> None:
     out = tmp_path / "r"
     result = command(
-        "quantize", DIGITS, *tiny, "--bits", "w2a2", "--min-agreement", "0.999", "--out", out
-    )
+        "quantize", DIGITS, *tiny, "--recipe", "practical_w8a8", "--bits", "w2a2",
+        "--min-agreement", "0.999", "--out", out,
+    )  # fmt: skip
     assert result.exit_code == 4, result.output
     assert "The limit is 99.9% (--min-agreement), so no file was written." in result.stderr
     assert "Layers that do most of it: " in result.stderr

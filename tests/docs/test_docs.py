@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from emptyset import registry
 from emptyset.cli.app import app
+from emptyset.recipe_by_bits import practical_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,6 +41,14 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
+def few_steps_of_refiners(arguments: list[str]) -> list[str]:
+    """Options for the recipe that `quantize` chooses by itself."""
+    bits = arguments[arguments.index("--bits") + 1] if "--bits" in arguments else "w8a8"
+    learning = [section for section in practical_recipe(bits).refine if "steps" in section]
+    changes = [f"refine.{section['method']}.steps=2" for section in learning]
+    return [word for change in changes for word in ("--set", change)]
+
+
 def shortened(arguments: list[str], cwd: Path) -> list[str]:
     """The same command with few images and steps, and local weights instead of a hub's."""
     name, *rest = arguments
@@ -47,6 +56,8 @@ def shortened(arguments: list[str], cwd: Path) -> list[str]:
         rest += ["--set", "evaluate.layer_images=2", "--set", "evaluate.latency_rounds=1"]
         if "--images" not in rest and not any(word.endswith(".yaml") for word in rest):
             rest += ["--set", "synthesize.count=4", "--set", "synthesize.steps=2"]
+            if name == "quantize" and "--recipe" not in rest:
+                rest += few_steps_of_refiners(rest)
         elif name == "run":
             rest = [word for word in rest if "evaluate." not in word and word != "--set"]
     if name == "synthesize":
@@ -126,6 +137,10 @@ def test_every_command_of_the_page_on_comparing_runs(surroundings: Path) -> None
     assert (surroundings / "runs" / "python" / "compare.html").is_file()
 
 
+def test_every_command_of_the_page_on_recipes_runs(surroundings: Path) -> None:
+    assert run_all(ROOT / "docs" / "recipes.md", surroundings) == 4
+
+
 def test_every_command_of_the_readme_without_a_hub_runs(surroundings: Path) -> None:
     assert run_all(ROOT / "README.md", surroundings, hub=False) == 2
 
@@ -145,7 +160,8 @@ def test_every_command_of_the_readme_on_a_network_of_a_hub_runs(surroundings: Pa
     [
         page
         for page in PAGES
-        if page.name not in ("README.md", "first_run.md", "mixed_precision.md", "compare.md")
+        if page.name
+        not in ("README.md", "first_run.md", "mixed_precision.md", "compare.md", "recipes.md")
     ],
 )
 def test_the_other_pages_hold_no_commands_that_nothing_runs(page: Path) -> None:

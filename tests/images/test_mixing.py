@@ -55,6 +55,15 @@ def test_labels_are_mixed_in_the_same_shares() -> None:
     assert mixed_batch(Batch(IMAGES, None), "cutmix", 4, generator()).targets is None
 
 
+@pytest.mark.parametrize("method", ["mixup", "cutmix"])
+def test_images_alone_are_mixed_alike_and_lose_their_labels(method: str) -> None:
+    labels = torch.tensor([0, 3, 1, 1, 2, 0, 3])
+    both = mixed_batch(Batch(IMAGES, labels), method, 4, generator())
+    alone = mixed_batch(Batch(IMAGES, labels), f"{method}_images", 4, generator())
+    assert torch.equal(alone.images, both.images)
+    assert alone.targets is None
+
+
 def test_another_method_is_refused() -> None:
     with pytest.raises(ValueError, match="mixup or cutmix"):
         mixed(IMAGES, "blend", generator())

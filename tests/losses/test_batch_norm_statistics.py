@@ -12,6 +12,7 @@ from emptyset.losses.batch_norm_statistics import (
     deep_inversion_statistics,
     gdfq_statistics,
     genie_statistics,
+    layered_statistics,
     zeroq_statistics,
 )
 from emptyset.losses.layer_statistics import LayerStatistics, input_statistics, layer_statistics
@@ -77,6 +78,18 @@ def test_gdfq_averages_squared_gaps_of_mean_and_variance() -> None:
         ]
         expected += plain.fmean(gaps) / 2
     assert gdfq_statistics(layers()).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_layered_form_weighs_the_halves_apart() -> None:
+    own = [gdfq_statistics([layer]).item() for layer in layers()]
+    # Three layers, of which the middle one is deep.
+    three = [layers()[0], layers()[1], layers()[0]]
+    expected = (0.2 * own[0] + 1.1 * own[1] + 1.1 * own[0]) / 3
+    found = layered_statistics(three, shallow=0.2, deep=1.1).item()
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert layered_statistics(layers(), shallow=1.0, deep=1.0).item() == pytest.approx(
+        gdfq_statistics(layers()).item(), rel=1e-12
+    )
 
 
 def test_deep_inversion_adds_norms_and_weights_the_first_layer() -> None:

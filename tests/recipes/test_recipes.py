@@ -72,7 +72,9 @@ def test_a_recipe_finishes_with_the_smallest_settings(path: Path, tmp_path: Path
         changes += ["synthesize.count=6", f"synthesize.steps={smallest.steps}"]
     for section in recipe.refine:
         smallest = refiners.get(section.method).config.smallest()
-        for name in {"steps", "batch_size"} & set(smallest.__dataclass_fields__):
+        for name in {"steps", "activation_steps", "batch_size"} & set(
+            smallest.__dataclass_fields__
+        ):
             changes.append(f"refine.{section.method}.{name}={getattr(smallest, name)}")
     result = emptyset.run(recipe.changed(changes), tmp_path / "r")
     assert result.metrics["certificate"]["holds"]

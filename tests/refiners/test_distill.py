@@ -387,7 +387,7 @@ def test_the_rate_falls_by_the_schedule_of_its_preset() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "learnt"}, "learned, published, gdfq, zaq. Got 'learnt'"),
+        ({"preset": "learnt"}, "gdfq, zaq, ait, adasg, adadfq, texq. Got 'learnt'"),
         ({"steps": 0}, "steps must be above 0"),
         ({"flip": 1.5}, "flip must be from 0 to 1"),
         ({"perturbation": -1.0}, "perturbation must not be negative"),

@@ -40,6 +40,22 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"base": "zaq", "student_steps": 2},
         {**PUBLISHED, "preset": "zaq", "learning_rate": 1e-3, "cross_entropy": 0.1},
     ),
+    "adasg, adasg": ("adasg", {}, {**PUBLISHED, "preset": "adasg"}),
+    "adadfq, mixed": ("adadfq", {}, {**PUBLISHED, "preset": "adadfq", "mixing": "cutmix"}),
+    "adadfq, learned": ("adadfq", {}, {"plan": "every_layer"}),
+    "texq, texq": ("texq", {}, {**PUBLISHED, "preset": "texq"}),
+    "texq, learned": ("texq", {}, {"plan": "integer"}),
+    "qimera, ait": ("qimera", {}, {**PUBLISHED, "preset": "ait", "crossing": 0.05}),
+    "gdfq, searched": (
+        "gdfq",
+        {},
+        {**PUBLISHED, "preset": "ait", "crossing": 0.05, "inundation": "exact"},
+    ),
+    "gdfq, learned and inundated": (
+        "gdfq",
+        {},
+        {"plan": "every_layer", "inundation": "quantile", "crossing": 0.01},
+    ),
 }
 STEPS, BATCH = 12, 6
 
@@ -110,11 +126,15 @@ class Disk(SilentMonitor):
         self.limit, self.seen = limit, list[int]()
 
     def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
+        if what == "texq":  # images of its first stage
+            return
         assert (what, total) == ("distill", STEPS)
         self.seen.append(done)
 
     def keep(self, key: str, state: Callable[[], State], *, final: bool = False) -> None:
         self.states[key] = {name: v.clone().contiguous() for name, v in state().items()}
+        if not key.startswith("distill"):
+            return
         self.limit -= 1
         if self.limit == 0:
             raise KilledError
@@ -157,7 +177,7 @@ class TestEveryKind:
     def test_killed_it_goes_on_and_ends_the_same(self, case: str, teacher: Teacher) -> None:
         source, _, whole = whole_run(case, teacher)
         name, own, settings = CASES[case]
-        disk = Disk(limit=2 if case == "gdfq, learned" else 8)
+        disk = Disk(limit=2 if "gdfq, learned" in case or case == "texq, learned" else 8)
         with pytest.raises(KilledError):
             taught(teacher, make(name, teacher, **own), monitor=disk, **settings)
         done, disk.seen = disk.seen[-1], []
@@ -273,6 +293,54 @@ def test_gdfqs_update_is_the_published_one(teacher: Teacher) -> None:
         buffer = training._optimizer.state[parameters[key]]["momentum_buffer"]
         expected = value.detach() - 0.01 * (decayed + 0.9 * buffer)
         torch.testing.assert_close(after[key], expected, atol=1e-6, rtol=1e-4, msg=key)
+
+
+def test_adasgs_update_is_the_published_one_and_takes_one_forward_of_each(
+    teacher: Teacher,
+) -> None:
+    """SGD on T² times the negative entropy of the softened difference, by torch's own parts."""
+    student, source = prepare(teacher, BITS, **PUBLISHED), make("adasg", teacher)
+    config = DistillConfig(preset="adasg", steps=40, batch_size=BATCH, learning_rate=0.01)
+    training = Training(student, source, config.course(BITS, source), 0)
+    parameters = dict(training._parameters)
+    given: list[Lesson] = []
+    whole = source.next_batch
+    source.next_batch = lambda size: given.append(whole(size)) or given[-1]
+    with training._learning():
+        training._update(0)
+        counting = Counting(student)
+        training._learning_pair = training._pair
+        before = {k: v.detach().clone() for k, v in parameters.items()}
+        training._update(1)
+        counting.stop()
+        assert (counting.student, counting.teacher) == (1, 0)
+        after = {k: v.detach().clone() for k, v in parameters.items()}
+        with torch.no_grad():
+            for key, value in parameters.items():
+                value.copy_(before[key])
+        training._learners.publish()
+        ours = student(given[-1].images.detach())
+        log_p = F.log_softmax((given[-1].teacher_logits - ours) / 20, 1)
+        loss = 400 * (log_p.exp() * log_p).sum(1).mean()
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+    for (key, value), gradient in zip(before.items(), gradients, strict=True):
+        decayed = gradient + 1e-4 * value
+        # Its first update: the buffer is the gradient.
+        expected = value - 0.01 * (decayed + 0.9 * decayed)
+        torch.testing.assert_close(after[key], expected, atol=1e-6, rtol=1e-3, msg=key)
+
+
+def test_mixed_images_without_labels_are_learnt_from_the_teachers_answer(teacher: Teacher) -> None:
+    student, source = prepare(teacher, BITS, **PUBLISHED), make("texq", teacher)
+    config = DistillConfig(preset="texq", steps=40, batch_size=BATCH)
+    training = Training(student, source, config.course(BITS, source), 0)
+    lesson = source.next_batch(BATCH)
+    shown = training._shown(lesson, 3, mixing=training._course.mixing)
+    assert shown.targets is None
+    assert not torch.equal(shown.images, lesson.images)
+    with training._learning():
+        said = training._say(training._pair, lesson, shown.images)
+    torch.testing.assert_close(said.theirs, teacher.module(shown.images))
 
 
 def test_soft_labels_reach_the_students_cross_entropy(teacher: Teacher) -> None:
@@ -454,6 +522,12 @@ def test_presets_are_the_published_numbers(teacher: Teacher) -> None:
     assert (zaq.logit_distance, zaq.relations, zaq.distillation, zaq.nesterov) == (1, 1, 0, False)
     rates = [zaq.share_of_rate(n) for n in (35_999, 36_000, 72_000)]
     assert rates == pytest.approx([1, 0.1, 0.01])
+    for name in ("adasg", "adadfq"):
+        adaptive = DistillConfig(preset=name).course(BITS)
+        assert (adaptive.steps, adaptive.warm_up, adaptive.flatness) == (80_000, 800, 1.0)
+        assert (adaptive.distillation, adaptive.cross_entropy, adaptive.temperature) == (0, 0, 20)
+    texq = DistillConfig(preset="texq").course(BITS)
+    assert (texq.mixing, texq.cross_entropy, texq.kd_reduction) == ("mixup_images", 0, "batch_mean")
     own = DistillConfig(preset="gdfq", milestones=(0.5,)).course(BITS)
     assert [own.share_of_rate(n) for n in (39_999, 40_000)] == pytest.approx([1, 0.1])
 
@@ -486,6 +560,10 @@ def test_a_source_that_asks_the_student_is_answered_from_the_first_lesson(
         ({"held_out": 1}, "held_out must be 0 or at least 2"),
         ({"relations": -1.0}, "relations must not be negative"),
         ({"distillation": 0.0}, "nothing to learn"),
+        ({"preset": "adasg", "flatness": 0.0}, "nothing to learn"),
+        ({"flatness": -1.0}, "flatness must not be negative"),
+        ({"mixing": "blend"}, "mixing must be one of none, mixup, cutmix"),
+        ({"preset": "gdfq", "mixing": "cutmix_images"}, "or mixing to 'cutmix'"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:

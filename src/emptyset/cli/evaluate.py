@@ -1,11 +1,18 @@
-"""`emptyset evaluate`: what the file of a run lost, or what images are worth."""
+"""`emptyset evaluate`: what the file of a run lost, what images or a generator are worth."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from emptyset.cli.evaluate_generator import (
+    GeneratorOptions,
+    boundary_settings,
+    evaluate_generator,
+    holds_generator,
+    path_pair,
+)
 from emptyset.cli.options import (
     ClipOption,
     DeviceOption,
@@ -17,19 +24,24 @@ from emptyset.cli.options import (
     ModelOption,
     PickleOption,
     QuietOption,
+    SeedOption,
     StdOption,
     WeightsOption,
     teacher_section,
 )
 from emptyset.errors import RecipeError, RunFolderError
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 def evaluate(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN|IMAGES",
-            help="A run folder; or, with --teacher, images: stored ones, a folder, an npz file.",
+            metavar="RUN|IMAGES|GENERATOR",
+            help="A run folder; or, with --teacher, images (stored ones, a folder, an npz file) or "
+            "the generator.safetensors of a run.",
             show_default=False,
         ),
     ],
@@ -53,8 +65,27 @@ def evaluate(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="FILE", help="Write a page with a contact sheet too."),
+        typer.Option("--report", metavar="FILE", help="Write a page with pictures too."),
     ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            "--pairs", metavar="N", min=0, help="Of a generator: most pairs of classes; 0: all."
+        ),
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option("--noise", metavar="auto|zero|drawn", help="Between two classes."),
+    ] = None,
+    pair: Annotated[
+        str | None,
+        typer.Option("--pair", metavar="A,B", help="Classes of the path that is pictured."),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option("--pictures", metavar="DIR", help="Write a generator's pictures as PNG."),
+    ] = None,
+    seed: SeedOption = None,
     device: DeviceOption = None,
     model: ModelOption = None,
     model_args: ModelArgsOption = None,
@@ -68,19 +99,39 @@ def evaluate(
 ) -> None:
     """What a run's file lost, on images of your choice; or, with --teacher, how good images are.
 
-    Of a run: agreement with its teacher, and top-1 and top-5 with labels. Of images: distance from
-    the BatchNorm statistics that the teacher stored, similarity between images, class agreement.
+    Of a run: agreement with its teacher, and top-1 and top-5 with labels.
+
+    Of images: BatchNorm distance, similarity, class agreement; with --real, the nearest real ones.
+
+    Of a generator: what lies between its classes.
     """
+    of_generator = {
+        "--pairs": pairs, "--noise": noise, "--pair": pair, "--pictures": pictures, "--seed": seed,
+    }  # fmt: skip
     if teacher is None:
         only = {
             "--real": real, "--clip": clip, "--variance": variance or None, "--limit": limit,
             "--report": report,
         }  # fmt: skip
         _refuse("judges images, so it needs --teacher", only)
+        _refuse("judges a generator, so it needs --teacher", of_generator)
         _evaluate_run(run, images, as_json=as_json, quiet=quiet)
         return
     _refuse("belongs to a run; the images are the first argument here", {"--images": images})
     section = teacher_section(teacher, model, model_args, input_size, mean, std, weights, None)
+    if holds_generator(run):
+        _refuse("judges images, not a generator", {"--clip": clip, "--variance": variance or None})
+        evaluate_generator(
+            run,
+            GeneratorOptions(section, device or "auto", real, limit, report, pictures, seed or 0),
+            boundary_settings(pairs, noise),
+            path_pair(pair),
+            allow_pickle=allow_pickle,
+            as_json=as_json,
+            quiet=quiet,
+        )
+        return
+    _refuse("judges a generator, not images", of_generator)
     _evaluate_images(
         run,
         section,
@@ -172,6 +223,7 @@ def _evaluate_images(
     from emptyset.cli.output import show_json
     from emptyset.cli.progress import shown_progress
     from emptyset.evaluate.image_quality import compared_quality
+    from emptyset.evaluate.nearest_neighbours import nearest_neighbours
     from emptyset.job.from_recipe import load_from
     from emptyset.recipe import Recipe
 
@@ -184,16 +236,22 @@ def _evaluate_images(
         from emptyset.evaluate.clip_similarity import ClipEncoder
 
         encoder = ClipEncoder.load(clip, device=teacher.example(1).device)
+    batch_size = measurement.batch_size_for(teacher.input.shape)
     with shown_progress(quiet=quiet) as monitor:
         found, beside = compared_quality(
             images,
             others,
             teacher,
-            batch_size=measurement.batch_size_for(teacher.input.shape),
+            batch_size=batch_size,
             variance=variance,
             clip=encoder,
             monitor=monitor,
         )
+        nearest = None
+        if others is not None:
+            nearest = nearest_neighbours(
+                images, others, teacher, batch_size=batch_size, monitor=monitor
+            )
     result = {
         "emptyset": __version__,
         "teacher": {"name": teacher.name, "weights_hash": teacher.weights_hash},
@@ -201,6 +259,7 @@ def _evaluate_images(
         "real_path": None if real is None else str(real),
         "images": found.to_json(),
         "real": None if beside is None else beside.to_json(),
+        "neighbours": None if nearest is None else nearest.to_json(),
     }
     if report is not None:
         from emptyset.disk import disk_errors
@@ -210,7 +269,7 @@ def _evaluate_images(
         sheet = contact_sheet(images, teacher.input, real=others, class_names=teacher.class_names)
         with disk_errors(report.parent):
             report.parent.mkdir(parents=True, exist_ok=True)
-            write_quality_page(report, result, sheet)
+            write_quality_page(report, result, sheet, nearest)
     if as_json:
         show_json(result)
     else:
@@ -235,5 +294,24 @@ def _show_quality(result: dict[str, Any], report: Path | None) -> None:
         table.add_row(row.name, *row.values, row.remark)
     shown = console()
     shown.print(table)
+    if result["neighbours"] is not None:
+        shown.print(_neighbour_table(result["neighbours"]))
     if report is not None:
         shown.print(f"report  {report}", soft_wrap=True, highlight=False)
+
+
+def _neighbour_table(found: dict[str, Any]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    from emptyset.report.neighbours import neighbour_rows
+
+    title = "distance to the nearest real image"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("image to real", justify="right")
+    table.add_column("real to real", justify="right")
+    table.add_column("", overflow="fold")
+    for row in neighbour_rows(found):
+        table.add_row(row.name, row.made, row.real, row.remark)
+    return table

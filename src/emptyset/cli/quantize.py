@@ -55,7 +55,12 @@ def quantize(
     ] = None,
     count: CountOption = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="NAME|FILE", help="What to start from.")
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="What to start from; by default the practical recipe for the bits.",
+        ),
     ] = None,
     settings: SetOption = None,
     seed: SeedOption = None,
@@ -83,24 +88,30 @@ def quantize(
     verbose: VerboseOption = False,
 ) -> None:
     """Quantize a trained network: images, student, file, proof and report."""
-    from emptyset.job import recipe_for
+    from emptyset.job.from_options import chosen_recipe, recipe_for
     from emptyset.recipe import Recipe, find_recipe
+    from emptyset.recipe_by_bits import BY_BITS, practical_names
 
     section = teacher_section(teacher, model, model_args, input_size, mean, std, weights, classes)
-    whole = recipe_for(
-        section,
-        base=Recipe.load(find_recipe(recipe)) if recipe else None,
-        bits=bits,
-        plan=plan,
-        images=images,
-        count=count,
-        seed=seed,
-        device=device,
-        memory=memory,
-        budget=budget,
-        min_agreement=min_agreement,
-        settings=settings or [],
-    )
+    options: dict[str, Any] = {
+        "bits": bits,
+        "plan": plan,
+        "images": images,
+        "count": count,
+        "seed": seed,
+        "device": device,
+        "memory": memory,
+        "budget": budget,
+        "min_agreement": min_agreement,
+        "settings": settings or [],
+    }
+    loaded = None
+    if recipe is None or recipe in practical_names():
+        whole, loaded = chosen_recipe(
+            section, practical=recipe or BY_BITS, allow_pickle=allow_pickle, **options
+        )
+    else:
+        whole = recipe_for(section, base=Recipe.load(find_recipe(recipe)), **options)
     work(
         whole,
         out or Path("runs") / folder_name(teacher, bits_of(whole)),
@@ -109,6 +120,7 @@ def quantize(
         as_json=as_json,
         quiet=quiet,
         verbose=verbose,
+        teacher=loaded,
     )
 
 
@@ -135,6 +147,7 @@ def work(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    teacher: Any = None,
 ) -> None:
     """Run a recipe, show progress, and print the result."""
     from emptyset.cli.output import say, show_json, show_result
@@ -149,6 +162,7 @@ def work(
             allow_pickle=allow_pickle,
             monitor=monitor,
             command=shlex.join(["emptyset", *sys.argv[1:]]),
+            teacher=teacher,
         )
     if not result.done and not quiet:
         say(f"Nothing to do: {out} is up to date.")

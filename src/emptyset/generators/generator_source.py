@@ -79,6 +79,7 @@ class GeneratorSource:
     def begin(self, lessons: int, batch_size: int, *, monitor: Monitor = SILENT) -> None:
         """Told once before the first batch: how many there will be, and of how many images."""
         self._total, self._batch_size = lessons, batch_size
+        self._lay_groundwork(monitor)
         self._step.decide(lessons, batch_size, monitor)
 
     def next_batch(self, size: int) -> Lesson:
@@ -92,6 +93,7 @@ class GeneratorSource:
                 f"{self.method.name}: BatchNorm in the generator needs at least 2 images in a "
                 f"batch. Got {size}. Raise batch_size."
             )
+        self._lay_groundwork(SILENT)
         mixture = self.method.sampler.draw(self._random, size)
         drawn, targets = self._on_device(mixture)
         number, self._lessons = self._lessons, self._lessons + 1
@@ -195,6 +197,9 @@ class GeneratorSource:
             state |= {f"optimizer|{index}|{k}": v for k, v in values.items()}
         numbers = torch.tensor([self._lessons, self._total, self._batch_size])
         state |= {"numbers": numbers, "random": self._random.get_state(), "seen": self._seen}
+        if self.method.groundwork is not None:
+            found = self.method.groundwork.state()
+            state |= {f"groundwork|{name}": value for name, value in found.items()}
         return {**state, **self._step.execution.state()}
 
     def load_state(self, state: State) -> None:
@@ -211,6 +216,9 @@ class GeneratorSource:
         self._lessons, self._total, self._batch_size = (int(n) for n in state["numbers"])
         self._random.set_state(state["random"].cpu())
         self._seen.copy_(state["seen"])
+        if self.method.groundwork is not None:
+            found = {k[11:]: v for k, v in state.items() if k.startswith("groundwork|")}
+            self.method.groundwork.load_state(found)
         self._step.restore(state)
         self._open = None
 
@@ -226,6 +234,10 @@ class GeneratorSource:
         """
         self.generator.load_state_dict(tensors)
         self._lessons, self._batch_size = int(card["lessons"]), int(card["batch_size"])
+
+    def _lay_groundwork(self, monitor: Monitor) -> None:
+        if self.method.groundwork is not None:
+            self.method.groundwork.lay(seed=self._seed, monitor=monitor)
 
     def _on_device(self, mixture: ClassMixture) -> tuple[Drawn, Tensor | None]:
         """What the generator needs, and the targets that the images keep."""

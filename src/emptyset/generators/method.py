@@ -7,6 +7,7 @@ from typing import Any
 from emptyset.errors import UnsupportedModelError
 from emptyset.generators.class_mixture import LabelSampler
 from emptyset.generators.generator import Generator
+from emptyset.generators.groundwork import Groundwork
 from emptyset.generators.judged import FEATURES, STATISTICS, STUDENT, Term
 from emptyset.generators.settings import GeneratorConfig
 from emptyset.teachers.teacher import Teacher
@@ -27,6 +28,7 @@ class GeneratorMethod:
         labelled: Whether images are made for labels that they keep.
         student_steps: So many batches only the student learns from, before one only the generator
             learns from; 0: both learn from every batch.
+        groundwork: Done before the first lesson; terms read what it found.
     """
 
     name: str
@@ -38,6 +40,7 @@ class GeneratorMethod:
     prepare: Callable[[Generator], None] | None = None
     labelled: bool = True
     student_steps: int = 0
+    groundwork: Groundwork | None = None
 
     def needs(self, what: str) -> bool:
         """Whether a term needs ``statistics``, ``student`` or ``features``."""

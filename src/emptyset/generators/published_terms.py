@@ -1,12 +1,17 @@
-"""The loss terms of published generators, as parts: GDFQ's two and ZAQ's three."""
+"""The loss terms of published generators, as parts: GDFQ's two, ZAQ's and AdaDFQ's three."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from emptyset.generators.judged import FEATURES, STATISTICS, STUDENT, Judged, Term
-from emptyset.generators.settings import AdversarialGeneratorConfig, LabelledGeneratorConfig
+from emptyset.generators.settings import (
+    AdaptiveGeneratorConfig,
+    AdversarialGeneratorConfig,
+    LabelledGeneratorConfig,
+)
 from emptyset.losses.batch_norm_statistics import gdfq_statistics
 from emptyset.losses.feature_relations import feature_relation_loss
+from emptyset.losses.logit_difference import adaptability_margin
 
 
 def gdfq_terms(config: LabelledGeneratorConfig) -> tuple[Term, ...]:
@@ -22,6 +27,20 @@ def zaq_terms(config: AdversarialGeneratorConfig) -> tuple[Term, ...]:
         relation_term(config.relation_weight),
         activation_term(config.activation_weight),
         label_term(config.label_weight),
+    )
+    return tuple(term for term in terms if term.weight)
+
+
+def adaptive_terms(config: AdaptiveGeneratorConfig) -> tuple[Term, ...]:
+    """``L_G = margin + α_ds · CE(z_P − z_Q, y) + α_as · CE(z_P + z_Q, y) + γ · BNS``; 0 left out.
+
+    The papers' β, 1 in all settings, is in both α.
+    """
+    terms = (
+        margin_term(config),
+        difference_term(config.difference_weight),
+        sum_term(config.sum_weight),
+        *gdfq_terms(config),
     )
     return tuple(term for term in terms if term.weight)
 
@@ -61,6 +80,44 @@ def activation_term(weight: float) -> Term:
     return Term(
         "activation", weight, lambda j: -j.teacher_features[-1].abs().mean(), frozenset({FEATURES})
     )
+
+
+def margin_term(config: AdaptiveGeneratorConfig) -> Term:
+    """Neither what the student knows, nor what it is lost on (``losses/logit_difference.py``)."""
+
+    def margin(judged: Judged) -> Tensor:
+        assert judged.student_logits is not None
+        return adaptability_margin(
+            judged.student_logits,
+            judged.teacher_logits,
+            low=config.entropy_low,
+            high=config.entropy_high,
+            through_minimum=config.legacy,
+        )
+
+    return Term("margin", config.margin_weight, margin, frozenset({STUDENT}))
+
+
+def difference_term(weight: float) -> Term:
+    """``CE(z_P − z_Q, y)``: the teacher should be surer of the label than the student."""
+    return Term("disagreement samples", weight, _of_difference, frozenset({STUDENT}))
+
+
+def sum_term(weight: float) -> Term:
+    """``CE(z_P + z_Q, y)``: both together should see the label."""
+    return Term("agreement samples", weight, _of_sum, frozenset({STUDENT}))
+
+
+def _of_difference(judged: Judged) -> Tensor:
+    assert judged.student_logits is not None
+    assert judged.targets is not None
+    return F.cross_entropy(judged.teacher_logits - judged.student_logits, judged.targets)
+
+
+def _of_sum(judged: Judged) -> Tensor:
+    assert judged.student_logits is not None
+    assert judged.targets is not None
+    return F.cross_entropy(judged.teacher_logits + judged.student_logits, judged.targets)
 
 
 def _cross_entropy(judged: Judged) -> Tensor:

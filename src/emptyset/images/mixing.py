@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-MIXINGS = ("none", "mixup", "cutmix")
+MIXINGS = ("none", "mixup", "cutmix", "mixup_images", "cutmix_images")
+# Behind a method: labels are not mixed, so mixed images have none.
+IMAGES_ONLY = "_images"
 
 
 def mixed(

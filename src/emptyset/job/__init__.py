@@ -8,6 +8,8 @@ from typing import Any
 from emptyset.disk import fingerprint
 from emptyset.errors import CertificateError, CollapseError
 from emptyset.job.context import RunContext
+from emptyset.job.from_options import chosen_recipe
+from emptyset.job.from_options import recipe_for as recipe_for
 from emptyset.job.from_recipe import load_from
 from emptyset.job.image_stages import fitted_images, judged_images, refuse_unjudged
 from emptyset.job.mixed_precision import refuse_early
@@ -15,9 +17,9 @@ from emptyset.job.source_stages import drawn_images, first_images
 from emptyset.job.stages import Stages
 from emptyset.kept_states import KEEP_EVERY
 from emptyset.monitor import SILENT, Monitor
-from emptyset.recipe import Recipe, default_data, find_recipe
-from emptyset.recipe_without_images import DATA_FREE_REFINERS, NONE
+from emptyset.recipe import Recipe, find_recipe
 from emptyset.run_folder import METRICS, REJECTED, REPORT, RunFolder
+from emptyset.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ def run(
     monitor: Monitor = SILENT,
     keep_every: float = KEEP_EVERY,
     command: str | None = None,
+    teacher: Teacher | None = None,
 ) -> RunResult:
     """Work through a recipe. Killed at any moment, the same call goes on where it stopped.
 
@@ -57,6 +60,7 @@ def run(
         monitor: Hears of progress.
         keep_every: Least time between two kept states [seconds].
         command: The command to repeat the run, for the report; ``emptyset run`` where None.
+        teacher: What the recipe's ``teacher`` section names, where it is loaded already.
 
     Raises:
         RunFolderError: If the folder belongs to another run or cannot be written.
@@ -70,8 +74,11 @@ def run(
     with RunFolder.claim(out, recipe, overwrite=overwrite) as folder:
         if folder.finished("run", inputs):
             return _result(folder, ())
-        teacher = load_from(recipe, allow_pickle=allow_pickle)
+        teacher = teacher or load_from(recipe, allow_pickle=allow_pickle)
         folder.begin(recipe)
+        if recipe.about is not None:
+            folder.log(recipe.about)
+            monitor.note(recipe.about)
         context = RunContext(folder, recipe, teacher, monitor, keep_every)
         refuse_early(context)
         refuse_unjudged(context)
@@ -145,13 +152,16 @@ def quantize(
 ) -> RunResult:
     """The whole job in one call, with the defaults of ``emptyset quantize``.
 
+    What is done is the practical recipe for these bits and this network; ``recipe.about`` in the
+    metrics says which and why.
+
     Args:
         teacher: For example ``embedded:digits-resnet`` or ``timm:resnet18.a1_in1k``.
         bits: For example ``w4a8``.
         out: The run folder.
         plan: ``integer``, ``edges_8bit`` or ``every_layer``.
         images: A synthesizer's name, a folder or file of real images, or ``none``: without any
-            image; zeroq where None.
+            image; those of the practical recipe where None.
         count: Number of images.
         seed: Seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -165,7 +175,7 @@ def quantize(
         overwrite: Take a folder of another recipe.
         monitor: Hears of progress.
     """
-    recipe = recipe_for(
+    recipe, loaded = chosen_recipe(
         {"name": teacher, **(teacher_options or {})},
         bits=bits,
         plan=plan,
@@ -178,76 +188,4 @@ def quantize(
         min_agreement=min_agreement,
         settings=settings,
     )
-    return run(recipe, out, overwrite=overwrite, monitor=monitor)
-
-
-def recipe_for(
-    teacher: Mapping[str, Any],
-    *,
-    base: Recipe | None = None,
-    bits: str | None = None,
-    plan: str | None = None,
-    images: str | None = None,
-    count: int | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    memory: float | None = None,
-    budget: str | float | None = None,
-    min_agreement: float | None = None,
-    settings: Sequence[str] = (),
-) -> Recipe:
-    """A recipe from a base and what the options say; None leaves the base's value.
-
-    Args:
-        teacher: The recipe's ``teacher`` section.
-        base: What holds where nothing is said; the default recipe of the bits where None.
-        bits: For example ``w4a8``.
-        plan: Name of the plan.
-        images: A synthesizer's name, a folder or file of images, or ``none``.
-        count: Number of images.
-        seed: Seed of everything random.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        memory: Memory that forwards of the student may take [GB].
-        budget: Mixed precision within this budget.
-        min_agreement: Fail below this agreement, 0..1.
-        settings: ``KEY=VALUE`` changes on top.
-    """
-    data = base.to_data() if base else default_data(bits or "w8a8")
-    data["teacher"] = dict(teacher)
-    if images is not None:
-        _set_images(data, images)
-    if count is not None:
-        if "images" in data:
-            data["count"] = count
-        else:
-            data["synthesize" if "synthesize" in data else "source"]["count"] = count
-    for section, key, value in (
-        ("plan", "bits", bits),
-        ("plan", "name", plan),
-        ("mixed_precision", "budget", budget),
-        ("evaluate", "min_agreement", min_agreement),
-    ):
-        if value is not None:
-            data.setdefault(section, {})[key] = value
-    whole_run = (("seed", seed), ("device", device), ("memory", memory))
-    data |= {key: value for key, value in whole_run if value is not None}
-    return Recipe.parse(data, settings=settings)
-
-
-def _set_images(data: dict[str, Any], images: str) -> None:
-    """``--images``: what exists on disk is a folder or file, everything else a method."""
-    if images == NONE:
-        data.pop("synthesize", None)
-        data["images"] = images
-        if data.get("refine") == default_data("w8a8")["refine"]:
-            data["refine"] = [dict(section) for section in DATA_FREE_REFINERS]
-        return
-    path = Path(images)
-    looks_like_path = path.exists() or len(path.parts) > 1 or path.suffix != ""
-    if looks_like_path:
-        data.pop("synthesize", None)
-        data["images"] = images
-    elif data.get("synthesize", {}).get("method") != images:
-        count = data.get("synthesize", {}).get("count")
-        data["synthesize"] = {"method": images} | ({"count": count} if count else {})
-        data.pop("images", None)
+    return run(recipe, out, overwrite=overwrite, monitor=monitor, teacher=loaded)

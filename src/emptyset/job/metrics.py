@@ -77,6 +77,7 @@ def collect(
         },
         "images": _images(recipe, image_count, history),
         "image_quality": result("image_quality") or None,
+        "class_boundary": result("class_boundary").get("boundary"),
         "mixed_precision": folder.read_json(MIXED_PRECISION) if recipe.mixed_precision else None,
         "training": result("student").get("records", []),
         "evaluation": result("evaluation"),

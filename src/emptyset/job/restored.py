@@ -8,6 +8,7 @@ from emptyset import pipeline
 from emptyset.errors import ImagesError, RunFolderError
 from emptyset.images.image_set import CARD_NAME, ImageSet
 from emptyset.job.from_recipe import labelled_path, load_from, prepare_from
+from emptyset.job.generator_report import generator_pictures_of
 from emptyset.job.held_out import split
 from emptyset.job.image_stages import JUDGED, probes_of
 from emptyset.job.mixed_precision import recorded_overrides
@@ -102,4 +103,5 @@ def rewrite_page(path: Path, page: Path) -> None:
 
     folder, _ = RunFolder.open(path)
     metrics = folder.read_json(METRICS)
-    write_page(page, metrics, ContactSheet.load(path / CONTACT_SHEET))
+    sheet = ContactSheet.load(path / CONTACT_SHEET)
+    write_page(page, metrics, sheet, generator_pictures_of(folder))

@@ -8,6 +8,7 @@ from emptyset import measurement, pipeline
 from emptyset.graph.memory import largest_batch
 from emptyset.job.context import RunContext
 from emptyset.job.from_recipe import layer_image_count, prepare_from
+from emptyset.job.generator_report import generator_pictures_of, measured_generator
 from emptyset.job.held_out import first
 from emptyset.job.image_report import measured_quality, shown_images
 from emptyset.job.image_stages import KnownImages
@@ -123,11 +124,14 @@ class Stages:
             write_generator(source, at)
 
     def _fitting(self, student: "Student", section: MethodSection) -> dict[str, Any]:
-        """The refiner's settings, its batch no larger than the recipe's memory allows."""
+        """The refiner's settings, with room no larger than the recipe's memory allows."""
         settings, memory = section.settings(), self._context.recipe.memory
         config = refiners.get(section.method).config
         known = getattr(config, "__dataclass_fields__", {})
-        if memory is not None and "batch_size" in known:
+        if memory is not None and "memory" in known:
+            # It keeps to a limit itself, and what it learns does not depend on it.
+            settings.setdefault("memory", memory)
+        elif memory is not None and "batch_size" in known:
             asked = settings.get("batch_size", known["batch_size"].default)
             settings["batch_size"] = largest_batch(student, memory, at_most=asked)
         return settings
@@ -289,6 +293,7 @@ class Stages:
 
         context = self._context
         measured_quality(context, self._fitted, self._judged)
+        measured_generator(context, self._fitted, self._judged)
         metrics = collect(
             context.folder,
             context.recipe,
@@ -304,7 +309,7 @@ class Stages:
             (at.aside / METRICS).write_text(text, encoding="utf-8")
             sheet = shown_images(context, self._fitted, self._judged)
             sheet.save(at.aside / CONTACT_SHEET)
-            write_page(at.aside / REPORT, metrics, sheet)
+            write_page(at.aside / REPORT, metrics, sheet, generator_pictures_of(context.folder))
             return {}
 
         context.run("report", ["report", metrics], work)

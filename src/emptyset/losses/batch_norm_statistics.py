@@ -97,9 +97,7 @@ def gdfq_statistics(layers: Sequence[LayerStatistics]) -> Tensor:
     return torch.stack([_mean_squared_gaps(layer) for layer in layers]).mean()
 
 
-def layered_statistics(
-    layers: Sequence[LayerStatistics], *, shallow: float, deep: float
-) -> Tensor:
+def layered_statistics(layers: Sequence[LayerStatistics], *, shallow: float, deep: float) -> Tensor:
     """GDFQ's form with a weight of its own for each half of the network.
 
         loss = (1/L) Σ_l w_l · [mean_c (m_c − μ_c)² + mean_c (v_c − σ²_c)²]

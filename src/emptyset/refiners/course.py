@@ -23,6 +23,9 @@ class Preset:
         nesterov: Form of SGD's momentum.
         ranges: Of activations: a moving ``average``, fixed after the warm-up, or the ``extremes``
             of all that was trained on.
+        flatness: Weight of the flatness of the logits' difference.
+        mixing: How images are mixed.
+        inundation: How updates are enlarged until codes change.
     """
 
     learned: bool = False
@@ -42,7 +45,16 @@ class Preset:
     augmentation: str = "none"
     nesterov: bool = True
     ranges: str = AVERAGE
+    flatness: float = 0.0
+    mixing: str = "none"
+    inundation: str = "none"
 
+
+# AdaSG and AdaDFQ on CIFAR: GDFQ's schedule, another loss.
+_ADAPTIVE = Preset(
+    epochs=400, steps=80_000, warm_up=4, range_epochs=4, milestones=(100, 200, 300),
+    distillation=0.0, cross_entropy=0.0, flatness=1.0,
+)  # fmt: skip
 
 PRESETS = {
     "learned": Preset(
@@ -64,6 +76,18 @@ PRESETS = {
         epochs=300, steps=108_000, milestones=(100, 200), learning_rate=0.1, distillation=0.0,
         cross_entropy=0.0, logit_distance=1.0, relations=1.0, weight_decay=5e-4, nesterov=False,
         ranges=EXTREMES,
+    ),
+    # AIT on CIFAR: GDFQ's schedule, divergence only.
+    "ait": Preset(
+        epochs=400, steps=80_000, warm_up=4, range_epochs=4, milestones=(100, 200, 300),
+        kd_reduction="mean", cross_entropy=0.0, weight_decay=0.0, inundation="quantile",
+    ),
+    "adasg": _ADAPTIVE,
+    "adadfq": _ADAPTIVE,
+    # TexQ-style: the schedule is GDFQ's, the loss a reconstruction.
+    "texq": Preset(
+        epochs=400, steps=80_000, warm_up=4, range_epochs=4, milestones=(100, 200, 300),
+        cross_entropy=0.0, mixing="mixup_images",
     ),
 }  # fmt: skip
 
@@ -101,12 +125,16 @@ class Course:
     logit_distance: float
     relations: float
     relation_positions: int
+    flatness: float
     feature_attention: float
     perturbation: float
     mask: str
     augmentation: str
     flip: float
     mixing: str
+    inundation: str
+    crossing: float
+    inundation_cap: float
     precision: str
     weight_decay: float
     legacy: bool

@@ -1,7 +1,7 @@
 """Trains the student to say what the teacher says, on images alone.
 
 The images are a stored set, or come from a source that is trained beside the student (`sources/`):
-then both learn in one loop. Four presets:
+then both learn in one loop. Presets:
 
 ``learned`` (default): ours. Steps of weights (per channel) and activations start from calibration
     (Lp search below 8 bits) and are learnt with the weights; divergence from the teacher only,
@@ -19,15 +19,27 @@ then both learn in one loop. Four presets:
 ``zaq``: the student's side of ZAQ, Liu et al. 2021, arXiv:2103.15263: distance of the logits and of
     the feature maps' relations; activation ranges are the extremes of all that was trained on. With
     Qimera's source on base zaq set ``cross_entropy: 0.1``.
+``ait``: the student's side of AIT, Choi et al. 2022, arXiv:2203.17008, for the sources gdfq, qimera
+    and autorecon: GDFQ's loop with the divergence alone, no weight decay and gradient inundation
+    (``refiners/inundation.py``). ImageNet: ``warm_up: 0.125`` and ``crossing: 1.0e-4``.
+``adasg``, ``adadfq``: the student's side of AdaSG, Qian et al. 2023, arXiv:2302.09572, and AdaDFQ,
+    arXiv:2303.06869: GDFQ's loop with the flatness of the logits' difference alone, batches of 16.
+    ImageNet: ``temperature: 5`` and ``warm_up: 0.125`` (ResNet-50 at 3 bits 0.25); ResNet-18 and
+    MobileNetV2 ``learning_rate: 1.0e-5`` and ``milestones: [0.875]``; ResNet-50 ``[0.5, 0.75]``,
+    AdaDFQ at 3 bits ``[0.375, 0.75]``, at 5 ``[0.875]``; the source's alike.
+``texq``: after TexQ, Chen et al. 2023: images are mixed, labels are not, so what the teacher says
+    of a mixed image is the target. Reconstruction: the paper was not seen; schedule and temperature
+    are GDFQ's, the divergence is as strong as AdaDFQ's loss.
 HAST: ``published`` with ``cross_entropy: 0``, ``feature_attention: 1000``, ``perturbation: 0.01``
     and ``learning_rate: 1.0e-5`` (CIFAR-10).
 
 Differs from source: with stored images activation ranges come from these (augmented, as they are
     trained on), not from a generator's; beside a source they are tracked in the last 4 epochs of
-    the warm-up (``legacy``: the first 4 of all). Their moving average is corrected once
-    (``legacy``: again at every update, as released). ZAQ's student keeps the teacher's BatchNorm
-    statistics. The last state is the result, never the best on real images; beside a source last
-    and best are recorded, the best by agreement with the teacher on images it does not learn from.
+    the warm-up (``legacy``: the first 4 of all), in all of it where the source asks the student.
+    Their moving average is corrected once (``legacy``: again at every update, as released). ZAQ's
+    student keeps the teacher's BatchNorm statistics. The last state is the result, never the best
+    on real images; beside a source last and best are recorded, the best by agreement with the
+    teacher on images it does not learn from.
 """
 
 from dataclasses import dataclass
@@ -36,13 +48,14 @@ from fractions import Fraction
 from emptyset.errors import NotCalibratedError
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images, ImageSource, LiveSource
-from emptyset.images.mixing import MIXINGS
+from emptyset.images.mixing import IMAGES_ONLY, MIXINGS
 from emptyset.losses.distillation import REDUCTIONS
 from emptyset.monitor import SILENT, Monitor
 from emptyset.quantizers.bits import Bits
 from emptyset.quantizers.learned_step import MASKS
 from emptyset.refiners.best_student import KEPT, Evaluate
 from emptyset.refiners.course import PRESETS, Course
+from emptyset.refiners.inundation import INUNDATIONS
 from emptyset.refiners.source_warm_up import warmed_up
 from emptyset.refiners.training import Training
 from emptyset.refiners.training_parts import AUGMENTATIONS, PRECISIONS, source_of
@@ -55,10 +68,11 @@ WARM_UP, SOURCE_STEPS = 0.25, 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
     """Settings of distillation; ``null`` stands for the preset's own (learned | published | gdfq |
-    zaq).
+    zaq). Presets ait, adasg, adadfq and texq are as gdfq, but for what is said.
 
     Attributes:
-        preset: ``learned``, ``published``, ``gdfq`` or ``zaq``.
+        preset: ``learned``, ``published``, ``gdfq``, ``zaq``, ``ait``, ``adasg``, ``adadfq`` or
+            ``texq``.
         steps: Batches in all: warm-up, range updates, updates, and those that only a source learns
             from (by bits, w5: 250, w4: 500, w3 and below: 1,000; beside a source four times as many
             | 30,200 | 80,000 | 108,000); warm-up, milestones and range updates scale with it.
@@ -72,11 +86,14 @@ class DistillConfig:
         batch_size: Images in one update. Ours; IntraQ and ZAQ: 256 on CIFAR, GDFQ's and Qimera's
             code: 200, Qimera's paper: 64; 16 on ImageNet.
         temperature: T (4 | 20 | 20 | -).
-        distillation: Weight of the divergence, which holds T² already (1 | 20 | 1 | 0).
+        distillation: Weight of the divergence, which holds T² already (1 | 20 | 1 | 0; adasg and
+            adadfq: 0).
         kd_reduction: ``batch_mean``, or ``mean``: weaker by the number of classes (batch_mean |
-            batch_mean | mean | -).
+            batch_mean | mean | -; texq: batch_mean).
         cross_entropy: Weight of the cross entropy with the images' labels, soft ones too (0 | 1 | 1
-            | 0).
+            | 0; ait, adasg, adadfq, texq: 0).
+        flatness: Weight of the flatness of the logits' difference, which holds T² already (0; adasg
+            and adadfq: 1).
         logit_distance: Weight of the mean distance of the logits (0 | 0 | 0 | 1).
         relations: Weight of the distance of the feature maps' relations, ZAQ's α (0 | 0 | 0 | 1).
         relation_positions: Most pixels that a stage's feature map may have for that. Ours, for
@@ -89,13 +106,22 @@ class DistillConfig:
             or ``none`` (shift | crop | none | none; beside a source always none).
         flip: Probability of mirroring an image; 0 for digits and letters.
         mixing: ``mixup`` or ``cutmix``: every image is mixed with another one and shown to teacher
-            and student alike, labels in the same shares; ``none`` (none).
+            and student alike, labels in the same shares; ``mixup_images`` or ``cutmix_images``:
+            images only, which leaves no labels; ``none`` (none; texq: mixup_images).
+        inundation: Enlarge the update of a weight tensor until enough of its codes change:
+            ``quantile``: in one pass, on the grid as it is; ``exact``: AIT's search, on the grid
+            that the changed weights would have; ``none`` (none; ait: quantile).
+        crossing: AIT's threshold, the share of a tensor's weights whose code is to change in one
+            update; falls as the learning rate does. (ImageNet: 1e-4.)
+        inundation_cap: Greatest factor, ours; factors of thousands are common. (AIT: 100 in the
+            first epoch after the warm-up, none later, which never ends where a gradient is 0.)
         precision: Of convolutions and linears while weights are learnt: ``float32``, ``bfloat16``,
             or ``auto``: bfloat16 at 5 bits and below where the hardware multiplies it. Quantizers,
             losses and the finished student are in float32 always.
-        weight_decay: Of everything but steps (0 | 1e-4 | 1e-4 | 5e-4).
+        weight_decay: Of everything but steps (0 | 1e-4 | 1e-4 | 5e-4; ait: 0).
         legacy: Not learned: activation ranges by the released compounding moving average, in the
-            first epochs whatever the warm-up.
+            first epochs whatever the warm-up; AIT's search counts a moved zero point as a change of
+            every code.
         epoch: Batches between two looks at the student: whether all is finite, and how good it is.
         held_out: Beside a source, images of it to judge on in each look; 0: the best is not sought.
         keep: Which student is the result beside a source, the ``last`` or the ``best``.
@@ -115,12 +141,16 @@ class DistillConfig:
     logit_distance: float | None = None
     relations: float | None = None
     relation_positions: int = 1024
+    flatness: float | None = None
     feature_attention: float = 0.0
     perturbation: float = 0.0
     mask: str = "code"
     augmentation: str | None = None
     flip: float = 0.5
-    mixing: str = "none"
+    mixing: str | None = None
+    inundation: str | None = None
+    crossing: float = 1e-3
+    inundation_cap: float = 1e6
     precision: str = "auto"
     weight_decay: float | None = None
     legacy: bool = False
@@ -131,8 +161,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         for name, known in {
             "preset": tuple(PRESETS), "kd_reduction": (None, *REDUCTIONS), "mask": MASKS,
-            "augmentation": (None, *AUGMENTATIONS), "mixing": MIXINGS, "keep": KEPT,
-            "precision": PRECISIONS,
+            "augmentation": (None, *AUGMENTATIONS), "mixing": (None, *MIXINGS), "keep": KEPT,
+            "precision": PRECISIONS, "inundation": (None, *INUNDATIONS),
         }.items():  # fmt: skip
             if getattr(self, name) not in known:
                 choices = ", ".join(choice for choice in known if choice)
@@ -145,7 +175,7 @@ class DistillConfig:
                 raise ValueError(f"{name} must be above 0. Got {value}.")
         for name in (
             "step_learning_rate", "distillation", "cross_entropy", "logit_distance", "relations",
-            "feature_attention", "perturbation", "weight_decay", "held_out",
+            "feature_attention", "perturbation", "weight_decay", "held_out", "flatness",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -163,13 +193,26 @@ class DistillConfig:
             raise ValueError(f"warm_up is a share from 0 to below 1. Got {self.warm_up}.")
         if self.milestones is not None and not all(0 < m <= 1 for m in self.milestones):
             raise ValueError(f"milestones are shares from 0 to 1. Got {self.milestones}.")
-        weights = ("distillation", "cross_entropy", "logit_distance", "relations")
+        if not 0 < self.crossing <= 1:
+            raise ValueError(f"crossing is a share above 0 up to 1. Got {self.crossing}.")
+        if not self.inundation_cap >= 1:
+            raise ValueError(f"inundation_cap must be at least 1. Got {self.inundation_cap}.")
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        weights = ("distillation", "cross_entropy", "logit_distance", "relations", "flatness")
         own = PRESETS[self.preset]
-        learnt = [_given(getattr(self, name), getattr(own, name)) for name in weights]
-        if not (any(learnt) or self.feature_attention):
+        learnt = {name: _given(getattr(self, name), getattr(own, name)) for name in weights}
+        if not (any(learnt.values()) or self.feature_attention):
             raise ValueError(
-                "distillation, cross_entropy, logit_distance, relations and feature_attention are "
-                "all 0, so there is nothing to learn. Set one of them."
+                f"{', '.join(weights)} and feature_attention are all 0, so there is nothing to "
+                "learn. Set one of them."
+            )
+        mixing = self.mixing or own.mixing
+        if learnt["cross_entropy"] and mixing.endswith(IMAGES_ONLY):
+            raise ValueError(
+                f"mixing '{mixing}' leaves no labels, and the cross entropy needs them. Set "
+                f"cross_entropy to 0, or mixing to '{mixing.removesuffix(IMAGES_ONLY)}'."
             )
 
     @classmethod
@@ -212,12 +255,16 @@ class DistillConfig:
             logit_distance=_given(self.logit_distance, own.logit_distance),
             relations=_given(self.relations, own.relations),
             relation_positions=self.relation_positions,
+            flatness=_given(self.flatness, own.flatness),
             feature_attention=self.feature_attention,
             perturbation=self.perturbation,
             mask=self.mask,
             augmentation=self.augmentation or ("none" if live else own.augmentation),
             flip=self.flip,
-            mixing=self.mixing,
+            mixing=self.mixing or own.mixing,
+            inundation=self.inundation or own.inundation,
+            crossing=self.crossing,
+            inundation_cap=self.inundation_cap,
             precision=self.precision,
             weight_decay=_given(self.weight_decay, own.weight_decay),
             legacy=self.legacy,
@@ -251,7 +298,7 @@ def _given(value: float | None, otherwise: float) -> float:
     DistillConfig,
     sentence="Trains weights and steps to say what the teacher says, on images alone.",
     source="ours; presets of IntraQ, Zhong et al. 2022, HAST, Li et al. 2023, GDFQ, Xu et al. "
-    "2020, and ZAQ, Liu et al. 2021",
+    "2020, ZAQ, Liu et al. 2021, AIT, Choi et al. 2022, AdaSG and AdaDFQ, Qian et al. 2023",
 )
 @dataclass(frozen=True, slots=True)
 class Distill:

@@ -10,6 +10,7 @@ from emptyset.errors import ImagesError
 from emptyset.losses.distillation import distillation_loss
 from emptyset.losses.feature_attention import feature_attention_loss
 from emptyset.losses.feature_relations import feature_relation_loss
+from emptyset.losses.logit_difference import difference_flatness_loss
 from emptyset.refiners.course import Course
 
 
@@ -61,6 +62,10 @@ def weighted_losses(course: Course, said: Opinions, targets: Tensor | None) -> d
         )
     if course.logit_distance > 0:
         losses["logit distance"] = course.logit_distance * F.l1_loss(said.ours, said.theirs)
+    if course.flatness > 0:
+        losses["flatness"] = course.flatness * difference_flatness_loss(
+            said.ours, said.theirs, temperature=course.temperature
+        )
     if course.relations > 0:
         losses["feature relations"] = course.relations * feature_relation_loss(
             said.our_stages, said.their_stages

@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -19,6 +19,7 @@ from emptyset.monitor import Monitor, State
 from emptyset.refiners.best_student import BestStudent, Evaluate, put_back
 from emptyset.refiners.course import EXTREMES, Course
 from emptyset.refiners.finite_losses import DivergedError, FiniteLosses
+from emptyset.refiners.inundation import Inundation
 from emptyset.refiners.learners import Learners
 from emptyset.refiners.student_losses import Opinions, weighted_losses
 from emptyset.refiners.training_parts import (
@@ -61,6 +62,7 @@ class Training:
         self._taps = stages or course.feature_attention > 0
         self._parameters = trainable(student.program)
         self._compiled = self._half = False
+        self._inundation: Inundation | None = None
         self._classes = 0
         if course.mixing != "none":
             with torch.no_grad():
@@ -132,6 +134,8 @@ class Training:
                 parameter.requires_grad_(True)
             self._learners = Learners(student, self._course)
             self._optimizer = self._new_optimizer()
+            if self._course.inundation != "none":
+                self._inundation = Inundation(student, self._optimizer, self._course)
             yield
             self._check_finite()
         except BaseException as error:
@@ -265,7 +269,9 @@ class Training:
             weight.grad = gradient
         for group in self._optimizer.param_groups:
             group["lr"] = group["start"] * share
-        self._optimizer.step()
+        enlarged = nullcontext() if self._inundation is None else self._inundation.around(share)
+        with enlarged:
+            self._optimizer.step()
         self._learners.publish()
         return said
 

@@ -14,7 +14,7 @@ from emptyset.graph.student import Student
 from emptyset.images.augmentation import mirrored, shifted
 from emptyset.images.image_set import Batch, ImageSet
 from emptyset.images.image_source import Images, ImageSource, LiveSource, StoredImages
-from emptyset.images.mixing import mixed
+from emptyset.images.mixing import IMAGES_ONLY, mixed
 from emptyset.inversion.compilation import (
     compiled,
     compiler_found,
@@ -89,15 +89,15 @@ def mixed_batch(batch: Batch, method: str, classes: int, generator: torch.Genera
 
     Args:
         batch: Images ``(N, C, H, W)`` and class indices ``(N,)``, probabilities ``(N, K)`` or None.
-        method: ``mixup`` or ``cutmix``.
+        method: ``mixup`` or ``cutmix``; with ``_images`` behind it labels are left out.
         classes: K.
         generator: Source of everything random, on the CPU.
 
     Returns:
-        Images and, where there are labels, probabilities ``(N, K)``.
+        Images and, where labels are mixed, probabilities ``(N, K)``.
     """
-    images, partners, shares = mixed(batch.images, method, generator)
-    targets = batch.targets
+    images, partners, shares = mixed(batch.images, method.removesuffix(IMAGES_ONLY), generator)
+    targets = None if method.endswith(IMAGES_ONLY) else batch.targets
     if targets is not None:
         if targets.dim() == 1:
             targets = torch.nn.functional.one_hot(targets, classes).to(images)

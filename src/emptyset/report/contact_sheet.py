@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from emptyset.errors import RunFolderError
+from emptyset.evaluate.small_pixels import small_pixels
 from emptyset.images.folder import LazyImages, spread
 from emptyset.images.image_set import ImageSet
 from emptyset.report.png import data_address
@@ -206,13 +207,7 @@ def _taken(images: ImageSet | LazyImages, chosen_M: Tensor) -> Tensor:
 def _thumbnails(images_NCHW: Tensor, spec: InputSpec) -> Tensor:
     if not len(images_NCHW):
         return torch.empty(0, 1, 1, 1, dtype=torch.uint8)
-    pixels = spec.pixels(images_NCHW.float())
-    height, width = pixels.shape[2:]
-    if max(height, width) > LARGEST_TILE:
-        shrink = LARGEST_TILE / max(height, width)
-        smaller = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-        pixels = nn.functional.interpolate(pixels, smaller, mode="area")
-    return (pixels * 255).round().to(torch.uint8)
+    return small_pixels(images_NCHW, spec, LARGEST_TILE)
 
 
 def _addresses(pictures: Pictures | None, label: int | None = None) -> list[str]:

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emptyset.evaluate.nearest_neighbours import NearestNeighbours
 from emptyset.report.comparison_table import comparison_table, facts, notes
 from emptyset.report.contact_sheet import ContactSheet
+from emptyset.report.neighbours import nearest_pairs, neighbour_rows
 from emptyset.report.quality import quality_rows
 from emptyset.report.rendering import write_template
 
@@ -36,13 +38,19 @@ def write_comparison_page(
     )
 
 
-def write_quality_page(path: Path, result: dict[str, Any], sheet: ContactSheet) -> None:
+def write_quality_page(
+    path: Path,
+    result: dict[str, Any],
+    sheet: ContactSheet,
+    nearest: NearestNeighbours | None = None,
+) -> None:
     """Write the page of ``emptyset evaluate IMAGES``: what was measured, and a contact sheet.
 
     Args:
         path: The file.
         result: What the command prints as JSON.
         sheet: Of the images, real ones beside them.
+        nearest: The nearest real image of each, where there are real ones.
 
     Raises:
         MissingExtraError: If ``emptyset[report]`` is not installed.
@@ -57,5 +65,14 @@ def write_quality_page(path: Path, result: dict[str, Any], sheet: ContactSheet) 
             "sets": list(sets),
             "groups": sheet.groups(),
             "shown": len(sheet.images.pixels),
+            "nearest": None if nearest is None else _nearest(nearest),
         },
     )
+
+
+def _nearest(found: NearestNeighbours) -> dict[str, Any]:
+    return {
+        "rows": neighbour_rows(found.to_json()),
+        "pairs": nearest_pairs(found),
+        "pixel_size": found.pixel_size,
+    }

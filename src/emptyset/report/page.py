@@ -4,20 +4,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+from emptyset.evaluate.pictured_samples import GeneratorPictures
 from emptyset.report.contact_sheet import ContactSheet
 from emptyset.report.facts import described_bits, headline, result_rows
+from emptyset.report.generator_section import generator_section
 from emptyset.report.pareto import layer_rows, pareto_chart, plan_rows
 from emptyset.report.quality import quality_rows
 from emptyset.report.rendering import small, write_template
 
 
-def write_page(path: Path, metrics: dict[str, Any], sheet: ContactSheet) -> None:
+def write_page(
+    path: Path,
+    metrics: dict[str, Any],
+    sheet: ContactSheet,
+    pictures: GeneratorPictures | None = None,
+) -> None:
     """Write the page, aside and renamed.
 
     Args:
         path: The file.
         metrics: What ``metrics.json`` holds.
         sheet: Small pictures of the images that the student was fitted to.
+        pictures: Of the generator that was trained beside the student, where there was one.
 
     Raises:
         MissingExtraError: If ``emptyset[report]`` is not installed.
@@ -36,6 +44,7 @@ def write_page(path: Path, metrics: dict[str, Any], sheet: ContactSheet) -> None
             "shown": len(sheet.images.pixels),
             "quality": quality_rows(quality),
             "quality_sets": list(quality),
+            "generator": _generator(metrics.get("class_boundary"), pictures),
             "layers": _layers(metrics["layers"]),
             "noise": metrics["images"]["source"] == "noise",
             "history": [_entry(entry) for entry in metrics["images"]["history"]],
@@ -49,6 +58,15 @@ def _measured_sets(metrics: dict[str, Any]) -> dict[str, Any]:
     found = metrics.get("image_quality") or {}
     names = {"images": metrics["images"]["source"], "real": "real"}
     return {names[kind]: quality for kind, quality in found.items() if quality}
+
+
+def _generator(
+    boundary: dict[str, Any] | None, pictures: GeneratorPictures | None
+) -> dict[str, Any] | None:
+    """What the section on the generator shows; None where there was none."""
+    if boundary is None and pictures is None:
+        return None
+    return generator_section(boundary, pictures)
 
 
 def _mixed(found: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -16,10 +16,10 @@ from emptyset.generators.backbones import AUTO, CELL_CHOICES, autorecon_backbone
 from emptyset.generators.class_mixture import SingleClasses
 from emptyset.generators.conditions import NoiseAlone
 from emptyset.generators.generator import Generator
-from emptyset.generators.generator_source import GeneratorSource
 from emptyset.generators.method import GeneratorMethod
 from emptyset.generators.published_terms import gdfq_terms
 from emptyset.generators.settings import LabelledGeneratorConfig
+from emptyset.generators.source_maker import SourceMaker
 from emptyset.inversion.labels import class_count
 from emptyset.inversion.setting_checks import require_choice, require_positive
 from emptyset.registry import sources
@@ -61,21 +61,13 @@ class AutoReConConfig(LabelledGeneratorConfig):
     source="AutoReCon, Zhu et al. 2021, arXiv:2105.12151; cells as in the code of AIT",
 )
 @dataclass(frozen=True)
-class AutoReCon:
+class AutoReCon(SourceMaker):
     """See the module docstring."""
 
     config: AutoReConConfig
 
-    def source(self, teacher: Teacher, *, seed: int) -> GeneratorSource:
-        """A fresh source for this teacher, where the teacher is.
-
-        Args:
-            teacher: Judges the images; it is copied, never changed.
-            seed: Seed of everything random.
-
-        Raises:
-            UnsupportedModelError: If the teacher has no BatchNorm or is no classifier.
-        """
+    def method(self, teacher: Teacher) -> GeneratorMethod:
+        """The parts."""
         config, classes = self.config, class_count(teacher, "autorecon")
 
         def build() -> Generator:
@@ -85,7 +77,7 @@ class AutoReCon:
             )  # fmt: skip
             return Generator(NoiseAlone(config.latent), backbone, classes)
 
-        method = GeneratorMethod(
+        return GeneratorMethod(
             name="autorecon",
             build=build,
             sampler=SingleClasses(classes),
@@ -93,4 +85,3 @@ class AutoReCon:
             config=config,
             settings=asdict(config),
         )
-        return GeneratorSource(method, teacher, seed=seed)

@@ -9,42 +9,20 @@ Differs from source: nothing known. (The paper leaves open how label and noise m
     multiplies them for CIFAR, and uses class-conditional BatchNorm for ImageNet.)
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from emptyset.generators.backbones import AUTO, BACKBONES, form_of, upsampling_backbone
-from emptyset.generators.class_mixture import SingleClasses
-from emptyset.generators.conditions import Condition, NoiseAlone, ScaledEmbedding
-from emptyset.generators.generator import Generator
-from emptyset.generators.generator_source import GeneratorSource
 from emptyset.generators.method import GeneratorMethod
 from emptyset.generators.published_terms import gdfq_terms
-from emptyset.generators.settings import LabelledGeneratorConfig, require_widths
-from emptyset.inversion.labels import class_count
-from emptyset.inversion.setting_checks import require_choice, require_positive
+from emptyset.generators.settings import UpsampledGeneratorConfig
+from emptyset.generators.source_maker import SourceMaker
+from emptyset.generators.upsampled_method import upsampled_method
 from emptyset.registry import sources
 from emptyset.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
-class GdfqConfig(LabelledGeneratorConfig):
-    """Settings of GDFQ. Defaults are those of the released code.
-
-    Attributes:
-        backbone: ``cifar`` (the embedding of the class scales the noise), ``imagenet``
-            (class-conditional BatchNorm), or ``auto``: cifar up to 64 pixels.
-        latent: Length of the noise.
-        widths: Channels of the generator's two stages.
-    """
-
-    backbone: str = AUTO
-    latent: int = 100
-    widths: tuple[int, int] = (128, 64)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice(self, "backbone", BACKBONES)
-        require_positive(self, "latent")
-        require_widths(self.widths)
+class GdfqConfig(UpsampledGeneratorConfig):
+    """Settings of GDFQ. Defaults are those of the released code."""
 
     @classmethod
     def smallest(cls) -> "GdfqConfig":
@@ -59,41 +37,11 @@ class GdfqConfig(LabelledGeneratorConfig):
     source="GDFQ, Xu et al. 2020, arXiv:2003.03603",
 )
 @dataclass(frozen=True)
-class Gdfq:
+class Gdfq(SourceMaker):
     """See the module docstring."""
 
     config: GdfqConfig
 
-    def source(self, teacher: Teacher, *, seed: int) -> GeneratorSource:
-        """A fresh source for this teacher, where the teacher is.
-
-        Args:
-            teacher: Judges the images; it is copied, never changed.
-            seed: Seed of everything random.
-
-        Raises:
-            UnsupportedModelError: If the teacher has no BatchNorm or is no classifier.
-        """
-        config, classes = self.config, class_count(teacher, "gdfq")
-        form = form_of(teacher.input.shape, config.backbone)
-
-        def build() -> Generator:
-            condition: Condition = (
-                ScaledEmbedding(classes, config.latent)
-                if form == "cifar"
-                else NoiseAlone(config.latent)
-            )
-            backbone = upsampling_backbone(
-                teacher.input.shape, classes, form=form, latent=config.latent, widths=config.widths
-            )
-            return Generator(condition, backbone, classes)
-
-        method = GeneratorMethod(
-            name="gdfq",
-            build=build,
-            sampler=SingleClasses(classes),
-            terms=gdfq_terms(config),
-            config=config,
-            settings=asdict(config),
-        )
-        return GeneratorSource(method, teacher, seed=seed)
+    def method(self, teacher: Teacher) -> GeneratorMethod:
+        """The parts."""
+        return upsampled_method("gdfq", teacher, self.config, gdfq_terms(self.config))

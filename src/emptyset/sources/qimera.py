@@ -35,7 +35,6 @@ from emptyset.generators.class_mixture import SuperposedClasses
 from emptyset.generators.conditions import NOISES, SuperposedEmbedding, extract_embeddings
 from emptyset.generators.embedding_source import class_centres, required_centres
 from emptyset.generators.generator import SUPERPOSED_NORMS, Backbone, Generator
-from emptyset.generators.generator_source import GeneratorSource
 from emptyset.generators.method import GeneratorMethod
 from emptyset.generators.published_terms import gdfq_terms, zaq_terms
 from emptyset.generators.settings import (
@@ -43,6 +42,7 @@ from emptyset.generators.settings import (
     LabelledGeneratorConfig,
     require_widths,
 )
+from emptyset.generators.source_maker import SourceMaker
 from emptyset.generators.upsampling_backbone import UpsamplingBackbone
 from emptyset.inversion.labels import class_count
 from emptyset.inversion.setting_checks import require_choice, require_positive, require_share
@@ -168,22 +168,13 @@ class QimeraConfig:
     source="Qimera, Choi et al. 2021, arXiv:2111.02625",
 )
 @dataclass(frozen=True)
-class Qimera:
+class Qimera(SourceMaker):
     """See the module docstring."""
 
     config: QimeraConfig
 
-    def source(self, teacher: Teacher, *, seed: int) -> GeneratorSource:
-        """A fresh source for this teacher, where the teacher is.
-
-        Args:
-            teacher: Judges the images; it is copied, never changed.
-            seed: Seed of everything random.
-
-        Raises:
-            UnsupportedModelError: If the teacher lacks what base or embeddings need.
-            RecipeError: If an image is to show more classes than there are, without replacement.
-        """
+    def method(self, teacher: Teacher) -> GeneratorMethod:
+        """The parts."""
         config, classes = self.config, class_count(teacher, "qimera")
         sampler = self._sampler(teacher, classes)
         centres = None
@@ -209,7 +200,7 @@ class Qimera:
             terms, student_steps = zaq_terms(optimisation), config.student_steps
         else:
             terms, student_steps = gdfq_terms(optimisation), 0
-        method = GeneratorMethod(
+        return GeneratorMethod(
             name="qimera",
             build=build,
             sampler=sampler,
@@ -219,7 +210,6 @@ class Qimera:
             prepare=prepare,
             student_steps=student_steps,
         )
-        return GeneratorSource(method, teacher, seed=seed)
 
     def _sampler(self, teacher: Teacher, classes: int) -> SuperposedClasses:
         config, together = self.config, self.config.together(classes)

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from emptyset.generators.class_mixture import SingleClasses
 from emptyset.generators.conditions import NoiseAlone
 from emptyset.generators.generator import Generator
-from emptyset.generators.generator_source import GeneratorSource
 from emptyset.generators.method import GeneratorMethod
 from emptyset.generators.published_terms import zaq_terms
 from emptyset.generators.settings import AdversarialGeneratorConfig, require_widths
+from emptyset.generators.source_maker import SourceMaker
 from emptyset.generators.upsampling_backbone import UpsamplingBackbone
 from emptyset.inversion.labels import class_count
 from emptyset.inversion.setting_checks import require_positive
@@ -67,21 +67,13 @@ class ZaqConfig(AdversarialGeneratorConfig):
     source="ZAQ, Liu et al. 2021, arXiv:2103.15263",
 )
 @dataclass(frozen=True)
-class Zaq:
+class Zaq(SourceMaker):
     """See the module docstring."""
 
     config: ZaqConfig
 
-    def source(self, teacher: Teacher, *, seed: int) -> GeneratorSource:
-        """A fresh source for this teacher, where the teacher is.
-
-        Args:
-            teacher: Tells size and units of the images.
-            seed: Seed of everything random.
-
-        Raises:
-            UnsupportedModelError: If the teacher is no classifier.
-        """
+    def method(self, teacher: Teacher) -> GeneratorMethod:
+        """The parts."""
         config, classes = self.config, class_count(teacher, "zaq")
 
         def build() -> Generator:
@@ -90,7 +82,7 @@ class Zaq:
             )
             return Generator(NoiseAlone(config.latent), backbone, classes)
 
-        method = GeneratorMethod(
+        return GeneratorMethod(
             name="zaq",
             build=build,
             sampler=SingleClasses(classes),
@@ -100,4 +92,3 @@ class Zaq:
             labelled=False,
             student_steps=config.student_steps,
         )
-        return GeneratorSource(method, teacher, seed=seed)

@@ -1,0 +1,213 @@
+"""`emptyset evaluate GENERATOR --teacher T`: what lies between the classes of a generator."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emptyset.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from emptyset.evaluate.class_boundary import BoundarySettings
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """Options of the command that say what is read and written.
+
+    Attributes:
+        teacher: The recipe's ``teacher`` section.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        real: Real images for the pictures.
+        limit: At most this many of them.
+        report: The page.
+        pictures: Folder of the PNG files.
+        seed: Of pairs and noise.
+    """
+
+    teacher: dict[str, Any]
+    device: str
+    real: Path | None
+    limit: int | None
+    report: Path | None
+    pictures: Path | None
+    seed: int
+
+
+def holds_generator(path: Path) -> bool:
+    """Whether a file is a trained generator, from its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    from emptyset.generators.generator_file import CARD
+
+    if not path.is_file() or path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return CARD in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def boundary_settings(pairs: int | None, noise: str | None) -> "BoundarySettings":
+    """``--pairs`` and ``--noise`` as settings.
+
+    Raises:
+        RecipeError: If the noise is of no known kind.
+    """
+    from emptyset.evaluate.class_boundary import BoundarySettings
+
+    given: dict[str, Any] = {}
+    if pairs is not None:
+        given["pairs"] = pairs or None
+    if noise is not None:
+        given["noise"] = noise
+    return BoundarySettings(**given)
+
+
+def path_pair(text: str | None) -> tuple[int, int] | None:
+    """``--pair 3,5`` as two classes.
+
+    Raises:
+        RecipeError: If it is no such text.
+    """
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise RecipeError(
+            f"--pair: expected two class numbers with a comma between them, such as 3,5. Got "
+            f"'{text}'."
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def evaluate_generator(
+    path: Path,
+    options: GeneratorOptions,
+    settings: "BoundarySettings",
+    pair: tuple[int, int] | None,
+    *,
+    allow_pickle: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure class boundaries, and draw pictures where a page or a folder asks for them.
+
+    Args:
+        path: The generator.
+        options: What is read and written.
+        settings: How boundaries are measured.
+        pair: Classes of the path that is pictured.
+        allow_pickle: Run code that a checkpoint of the teacher holds.
+        as_json: Print JSON.
+        quiet: No progress.
+
+    Raises:
+        RecipeError: If real images or a pair are given, and nothing is pictured.
+        ImagesError: If the generator belongs to another teacher, or collapsed.
+        UnsupportedModelError: If it makes images without labels.
+    """
+    from emptyset import __version__, generation, measurement, pipeline
+    from emptyset.cli.output import show_json
+    from emptyset.cli.progress import shown_progress
+    from emptyset.evaluate.class_boundary import class_boundary
+    from emptyset.evaluate.generator_pictures import PictureSettings, generator_pictures
+    from emptyset.job.from_recipe import load_from
+    from emptyset.recipe import Recipe
+
+    pictured = options.report is not None or options.pictures is not None
+    for option, value in (("--real", options.real), ("--limit", options.limit), ("--pair", pair)):
+        if value is not None and not pictured:
+            raise RecipeError(
+                f"{option}: is for a generator's pictures. Ask for them with --report FILE or "
+                "--pictures DIR."
+            )
+    recipe = Recipe.parse({"teacher": options.teacher, "device": options.device})
+    teacher = load_from(recipe, allow_pickle=allow_pickle)
+    source = generation.generator_from(path, teacher)
+    real = None
+    if options.real is not None:
+        real = pipeline.images_from(options.real, teacher, limit=options.limit)
+    size = measurement.batch_size_for(teacher.input.shape)
+    with shown_progress(quiet=quiet) as monitor:
+        found = pictures = None
+        # Without labels nothing can be measured; what can be pictured still is, and says so.
+        if source.method.labelled or not pictured:
+            found = class_boundary(
+                source, teacher, settings, seed=options.seed, batch_size=size, monitor=monitor
+            )
+        if pictured:
+            pictures = generator_pictures(
+                source,
+                teacher,
+                PictureSettings(pair=pair),
+                real=real,
+                seed=options.seed,
+                batch_size=size,
+                monitor=monitor,
+            )
+    result = {
+        "emptyset": __version__,
+        "teacher": {"name": teacher.name, "weights_hash": teacher.weights_hash},
+        "path": str(path),
+        "method": source.method.name,
+        "real_path": None if options.real is None else str(options.real),
+        "real_count": None if real is None else len(real),
+        "class_boundary": None if found is None else found.to_json(),
+        "not_shown": None if pictures is None else list(pictures.missing),
+    }
+    written = [] if pictures is None else _written(options, result, pictures)
+    if as_json:
+        show_json(result)
+    else:
+        _show(result, written)
+
+
+def _written(options: GeneratorOptions, result: dict[str, Any], pictures: Any) -> list[Path]:
+    """Write the page and the pictures, whichever are asked for."""
+    from emptyset.disk import disk_errors
+    from emptyset.report.generator_figures import write_figures
+    from emptyset.report.generator_section import write_generator_page
+
+    written = []
+    if options.pictures is not None:
+        with disk_errors(options.pictures):
+            written += write_figures(options.pictures, pictures)
+    if options.report is not None:
+        with disk_errors(options.report.parent):
+            options.report.parent.mkdir(parents=True, exist_ok=True)
+            write_generator_page(options.report, result, pictures)
+        written.append(options.report)
+    return written
+
+
+def _show(result: dict[str, Any], written: list[Path]) -> None:
+    from emptyset.cli.output import console
+    from emptyset.report.generator_section import boundary_note
+
+    shown = console()
+    if result["class_boundary"] is not None:
+        shown.print(_boundary_table(result))
+        shown.print(boundary_note(result["class_boundary"]), highlight=False)
+    for sentence in result["not_shown"] or ():
+        shown.print(f"not shown: {sentence}", highlight=False)
+    for path in written:
+        shown.print(f"wrote  {path}", soft_wrap=True, highlight=False)
+
+
+def _boundary_table(result: dict[str, Any]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    from emptyset.report.generator_section import boundary_rows
+
+    title = f"{result['path']} as {result['teacher']['name']} sees it"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("between two classes")
+    table.add_column("distance ratio", justify="right")
+    table.add_column("intrusion", justify="right")
+    for row in boundary_rows(result["class_boundary"]):
+        table.add_row(row.name, row.ratio, row.intrusion)
+    return table

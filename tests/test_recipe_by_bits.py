@@ -1,0 +1,347 @@
+"""The practical recipes: chosen by bits, cut to what a network costs, told in one line."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import emptyset
+from emptyset.cli.app import app
+from emptyset.errors import BitsError, RecipeError, UnknownNameError
+from emptyset.job import recipe_for
+from emptyset.job.from_options import chosen_recipe
+from emptyset.quantizers.bits import Bits
+from emptyset.recipe import Recipe, find_recipe
+from emptyset.recipe_by_bits import (
+    practical_choice,
+    practical_names,
+    practical_recipe,
+    practical_recipes,
+)
+from emptyset.recipe_without_images import DATA_FREE_REFINERS
+from emptyset.registry import refiners, synthesizers
+from emptyset.run_folder import LOG
+from emptyset.teachers.cost import NetworkCost
+from emptyset.teachers.embedded import train_images_path
+
+DIGITS = "embedded:digits-resnet"
+MOBILE = "embedded:digits-mobilenet"
+SMALL = NetworkCost(products=40_000_000, values=190_000, depthwise=False, device="cpu")
+LARGE = NetworkCost(products=1_800_000_000, values=2_500_000, depthwise=False, device="cpu")
+HUGE = NetworkCost(products=17_000_000_000, values=30_000_000, depthwise=True, device="cpu")
+
+
+def methods(recipe: Recipe) -> list[str]:
+    return [section.method for section in recipe.refine]
+
+
+# By bits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bits", "name"),
+    [
+        ("w8a8", "practical_w8a8"),
+        ("w7a8", "practical_w4a8"),
+        ("w4a8", "practical_w4a8"),
+        ("w8a7", "practical_w4a4"),
+        ("w8a4", "practical_w4a4"),
+        ("w4a4", "practical_w4a4"),
+        ("w3a8", "practical_w2a2"),
+        ("w3a3", "practical_w2a2"),
+        ("w2a4", "practical_w2a2"),
+        ("w2a2", "practical_w2a2"),
+    ],
+)
+def test_the_bits_choose_the_recipe(bits: str, name: str) -> None:
+    assert practical_recipe(bits).name == name
+
+
+def test_all_bits_have_a_recipe_made_for_no_more_than_these() -> None:
+    for weights, activations in itertools.product(range(2, 9), repeat=2):
+        chosen = practical_recipe(Bits(weights, activations)).bits
+        assert chosen.weights <= weights
+        assert chosen.activations <= activations
+
+
+def test_a_recipe_is_named_after_the_bits_it_is_made_for() -> None:
+    known = practical_recipes()
+    assert practical_names() == ("practical", *(recipe.name for recipe in known))
+    assert [recipe.name for recipe in known] == [f"practical_{recipe.bits}" for recipe in known]
+
+
+def test_a_budget_is_met_with_fewer_bits_so_it_gets_their_recipe() -> None:
+    assert practical_recipe("w8a8", within_budget=True).name == "practical_w4a8"
+    assert practical_recipe("w3a8", within_budget=True).name == "practical_w2a2"
+
+
+def test_a_recipe_can_be_taken_by_its_name_whatever_the_bits() -> None:
+    assert practical_recipe("w2a2", name="practical_w8a8").bits == Bits(8, 8)
+    with pytest.raises(UnknownNameError, match="Did you mean 'practical_w4a"):
+        practical_recipe("w2a2", name="practical_w4a")
+    with pytest.raises(BitsError):
+        practical_recipe("w1a8")
+
+
+@pytest.mark.parametrize("recipe", practical_recipes(), ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("network", [None, SMALL, HUGE], ids=["unknown", "small", "huge"])
+def test_every_recipe_is_valid_for_every_network(recipe: Any, network: NetworkCost | None) -> None:
+    choice = practical_choice(recipe, network)
+    plan = {"plan": {"bits": str(recipe.bits)}, "teacher": {"name": DIGITS}}
+    parsed = Recipe.parse(choice.data | plan)
+    assert "only_for" not in json.dumps(parsed.to_data())
+    assert parsed.refine
+
+
+def test_equalization_is_for_networks_with_depthwise_convolutions() -> None:
+    found = practical_choice(practical_recipe("w8a8"), HUGE).data["refine"]
+    assert found[0]["method"] == "equalize"
+    for network in (SMALL, None):
+        found = practical_choice(practical_recipe("w8a8"), network).data["refine"]
+        assert [section["method"] for section in found] == ["calibrate", "bias_correction"]
+
+
+def test_the_file_is_not_changed_by_what_is_made_of_it() -> None:
+    practical_recipe("w4a4").synthesize["count"] = 3
+    practical_choice(practical_recipe("w4a4")).data["refine"].clear()
+    assert practical_recipe("w4a4").synthesize["count"] == 1024
+    assert len(practical_choice(practical_recipe("w4a4")).data["refine"]) == 2
+
+
+# By cost ------------------------------------------------------------------------------------------
+
+
+def forwards(data: dict[str, Any]) -> float:
+    """Forwards of one image that a run takes, summed up step by step."""
+    images = data["synthesize"]
+    config = synthesizers.get(images["method"]).config
+    steps = images.get("steps", config().steps)
+    total = 2.0 * steps * (images["count"] + min(256, images["count"]))
+    for section in data["refine"]:
+        if "steps" not in section:
+            continue
+        batch = section.get("batch_size", refiners.get(section["method"]).config().batch_size)
+        total += section["steps"] * batch * {"genie": 3, "distill": 4}[section["method"]]
+    return total
+
+
+def test_a_small_network_is_given_everything() -> None:
+    for recipe in practical_recipes():
+        choice = practical_choice(recipe, SMALL)
+        assert choice.cut is not None
+        assert choice.cut.share == 1
+        assert choice.data["synthesize"] == recipe.synthesize
+        assert choice.cut.work == pytest.approx(forwards(choice.data) * (40e6 + 200 * 190e3))
+
+
+def test_a_large_network_is_given_what_stays_below_the_limit() -> None:
+    recipe = practical_recipe("w4a8")
+    choice = practical_choice(recipe, LARGE)
+    assert choice.cut is not None
+    assert choice.cut.image == 1.8e9 + 200 * 2.5e6
+    assert 0.1 < choice.cut.share < 1
+    assert choice.cut.work == pytest.approx(forwards(choice.data) * choice.cut.image)
+    assert 0.6 * choice.cut.limit < choice.cut.work <= choice.cut.limit
+    images, genie = choice.data["synthesize"], choice.data["refine"][0]
+    assert images["count"] % 32 == 0
+    assert images["count"] < recipe.synthesize["count"]
+    assert images["steps"] < recipe.synthesize["steps"]
+    assert genie["steps"] < recipe.refine[0]["steps"]
+    assert genie["patience"] == recipe.refine[0]["patience"]
+
+
+def test_a_dearer_network_never_gets_more() -> None:
+    before = None
+    for factor in (1, 4, 16, 64, 256, 1024):
+        network = NetworkCost(40_000_000 * factor, 190_000 * factor, False, "cpu")
+        now = forwards(practical_choice(practical_recipe("w2a2"), network).data)
+        assert before is None or now <= before
+        before = now
+
+
+def test_nothing_is_cut_below_its_least() -> None:
+    choice = practical_choice(practical_recipe("w2a2"), HUGE)
+    assert choice.cut is not None
+    assert choice.cut.share == 0
+    assert choice.cut.work > choice.cut.limit
+    images = choice.data["synthesize"]
+    assert (images["count"], images["steps"]) == (256, 25)
+    # Training too short to help is left out, reconstruction is not.
+    assert [(s["method"], s["steps"]) for s in choice.data["refine"]] == [("genie", 100)]
+
+
+def test_the_count_that_was_asked_for_is_not_cut() -> None:
+    choice = practical_choice(practical_recipe("w4a8"), LARGE, count=2000)
+    assert choice.data["synthesize"]["count"] == 2000
+    assert choice.data["synthesize"]["steps"] < 250
+
+
+def test_images_that_are_there_already_leave_more_time_for_steps() -> None:
+    recipe = practical_recipe("w4a4")
+    given, made = (practical_choice(recipe, LARGE, made=made) for made in (False, True))
+    assert given.cut is not None
+    assert made.cut is not None
+    assert given.cut.share > made.cut.share
+    assert given.data["refine"][0]["steps"] > made.data["refine"][0]["steps"]
+
+
+def test_an_accelerator_is_given_more_than_a_processor() -> None:
+    shares = []
+    for device in ("cpu", "mps", "cuda"):
+        network = NetworkCost(LARGE.products, LARGE.values, False, device)
+        cut = practical_choice(practical_recipe("w4a4"), network).cut
+        assert cut is not None
+        shares.append(cut.share)
+    assert shares == sorted(shares)
+    assert shares[0] < shares[2] == 1
+
+
+# With options -------------------------------------------------------------------------------------
+
+
+def test_what_was_chosen_is_told_in_one_line() -> None:
+    recipe, teacher = chosen_recipe({"name": DIGITS}, bits="w4a4")
+    assert teacher is not None
+    assert recipe.about is not None
+    assert recipe.about.startswith(
+        "Recipe for w4a4: practical_w4a4, which is genie (1,500 steps), then distill (200 steps), "
+        "on 1,024 images of zeroq, since "
+    )
+    assert recipe.about.endswith("--recipe NAME or --set KEY=VALUE changes that.")
+    assert "\n" not in recipe.about
+    assert Recipe.parse(recipe.to_data()) == recipe
+
+
+def test_the_line_tells_what_is_run_and_not_what_was_chosen_first() -> None:
+    changes = ["refine.genie.steps=70", "synthesize.count=30"]
+    recipe, _ = chosen_recipe({"name": DIGITS}, bits="w4a8", settings=changes)
+    assert recipe.about is not None
+    assert "genie (70 steps), on 30 images of zeroq" in recipe.about
+
+
+def test_the_line_says_that_a_large_network_gets_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emptyset.job.from_options.cost_of", lambda _: LARGE)
+    recipe, _ = chosen_recipe({"name": DIGITS}, bits="w4a8")
+    assert "% of the usual work, since an image costs this network 2.3 billion" in (
+        recipe.about or ""
+    )
+    monkeypatch.setattr("emptyset.job.from_options.cost_of", lambda _: HUGE)
+    recipe, _ = chosen_recipe({"name": DIGITS}, bits="w4a8")
+    assert "as little work as is sensible" in (recipe.about or "")
+
+
+def test_options_come_on_top_of_the_choice() -> None:
+    recipe, _ = chosen_recipe({"name": MOBILE}, bits="w8a8", count=40, plan="edges_8bit", seed=3)
+    assert recipe.synthesize is not None
+    assert (recipe.synthesize.count, recipe.plan.name, recipe.seed) == (40, "edges_8bit", 3)
+    assert methods(recipe) == ["equalize", "calibrate", "bias_correction"]
+    noise, _ = chosen_recipe({"name": DIGITS}, bits="w4a4", images="noise")
+    assert noise.synthesize is not None
+    assert (noise.synthesize.method, noise.synthesize.settings()) == ("noise", {})
+    assert methods(noise) == ["genie", "distill"]
+
+
+def test_real_images_are_as_many_as_made_ones_would_be() -> None:
+    path = str(train_images_path())
+    recipe, _ = chosen_recipe({"name": DIGITS}, bits="w4a8", images=path)
+    assert (recipe.synthesize, recipe.images, recipe.count) == (None, path, 1024)
+    assert methods(recipe) == ["genie"]
+    assert f"on at most 1,024 images of {path}" in (recipe.about or "")
+    fewer, _ = chosen_recipe({"name": DIGITS}, bits="w4a8", images=path, count=50)
+    assert fewer.count == 50
+
+
+def test_without_images_the_network_need_not_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr("emptyset.job.from_options.load_from", never)
+    recipe, teacher = chosen_recipe({"name": DIGITS}, bits="w4a4", images="none")
+    assert teacher is None
+    assert methods(recipe) == [section["method"] for section in DATA_FREE_REFINERS]
+    assert "without any image: equalize, calibrate, bias_correction" in (recipe.about or "")
+    # Nor is it for a setting that is wrong.
+    with pytest.raises(RecipeError, match="Did you mean 'steps'"):
+        chosen_recipe({"name": DIGITS}, settings=["synthesize.stepz=3"])
+
+
+def test_a_network_that_cannot_be_run_is_left_to_the_stage_that_runs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("emptyset.job.from_options.cost_of", broken)
+    recipe, teacher = chosen_recipe({"name": DIGITS}, bits="w4a4")
+    assert teacher is not None
+    assert recipe.about is None
+    assert methods(recipe) == ["genie", "distill"]
+
+
+def test_a_base_is_taken_as_it_is_and_says_nothing_of_a_choice() -> None:
+    base = Recipe.parse({"teacher": {"name": MOBILE}, "about": "mine", "plan": {"bits": "w3a3"}})
+    recipe = recipe_for({"name": DIGITS}, base=base, network=SMALL)
+    assert recipe.about is None
+    assert (recipe.plan.bits, methods(recipe)) == ("w3a3", ["calibrate"])
+
+
+def test_a_named_recipe_brings_its_bits_unless_others_are_asked_for() -> None:
+    recipe, _ = chosen_recipe({"name": DIGITS}, practical="practical_w4a4")
+    assert recipe.plan.bits == "w4a4"
+    recipe, _ = chosen_recipe({"name": DIGITS}, practical="practical_w8a8", bits="w4a8")
+    assert (recipe.plan.bits, methods(recipe)) == ("w4a8", ["calibrate", "bias_correction"])
+
+
+def test_a_practical_recipe_cannot_run_without_a_network() -> None:
+    with pytest.raises(UnknownNameError, match="quantize TEACHER --recipe practical_w4a4"):
+        find_recipe("practical_w4a4")
+
+
+# Whole jobs ---------------------------------------------------------------------------------------
+
+
+def test_the_whole_job_runs_what_was_chosen_and_says_so_everywhere(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    few = [
+        "synthesize.steps=2", "refine.genie.steps=2", "refine.genie.batch_size=4",
+        "refine.distill.steps=2", "refine.distill.batch_size=4", "evaluate.layer_images=2",
+        "evaluate.latency_rounds=1", "evaluate.quality_images=0",
+    ]  # fmt: skip
+    settings = itertools.chain.from_iterable(("--set", change) for change in few)
+    arguments = ["quantize", DIGITS, "--bits", "w4a4", "--count", "6", *settings]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Recipe for w4a4")]
+    assert "genie (2 steps), then distill (2 steps), on 6 images of zeroq" in line
+    assert Recipe.load(out / "recipe.yaml").about == line
+    assert json.loads((out / "metrics.json").read_text())["recipe"]["about"] == line
+    assert "practical_w4a4, which is genie (2 steps)" in (out / "report.html").read_text()
+    assert line in (out / LOG).read_text()
+    assert json.loads((out / "certificate.json").read_text())["holds"]
+
+
+def test_the_network_is_loaded_once_and_memory_reaches_reconstruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def stop(_student: Any, _images: Any, method: str, **settings: Any) -> None:
+        seen.append((method, settings))
+        raise KeyboardInterrupt
+
+    def twice(*_: Any, **__: Any) -> None:
+        raise AssertionError("the teacher was loaded twice")
+
+    monkeypatch.setattr("emptyset.pipeline.refine", stop)
+    monkeypatch.setattr("emptyset.job.load_from", twice)
+    with pytest.raises(KeyboardInterrupt):
+        emptyset.quantize(
+            DIGITS, "w4a8", out=tmp_path / "r", count=4, memory=0.75,
+            settings=["synthesize.steps=1"],
+        )  # fmt: skip
+    ((method, settings),) = seen
+    assert method == "genie"
+    assert (settings["memory"], settings.get("batch_size", 32)) == (0.75, 32)
