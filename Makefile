@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(BIN)/python
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/emptyset quantize embedded:digits-resnet --bits w8a8 --out runs/demo
+	$(BIN)/emptyset quantize embedded:digits-resnet --bits w8a8 --out runs/demo --overwrite
 
 test: lint
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -143,7 +143,7 @@ def measure(cell: Cell) -> Row:
         "image_count": metrics["images"]["count"],
         "certificate": metrics["certificate"]["holds"],
         "integer_share": round(metrics["file"]["integer_share"], 3),
-        "recipe": metrics["recipe"]["about"].partition(", since ")[0],
+        "recipe": metrics["recipe"]["about"].partition(", on ")[0],
     }  # fmt: skip
 
 
