@@ -200,7 +200,8 @@ TITLES = {
 }
 _COLUMNS = [
     "`bn_distance`: sum over layers of the norms, batches of 256; `similarity`: mean cosine of the",
-    "teacher's features over all pairs of images, and within a class.",
+    "teacher's features over all pairs of images, and within a class. Seconds are those of one",
+    "thread beside other work, so they compare with nothing.",
 ]
 ABOUT = {
     "accuracy": [
