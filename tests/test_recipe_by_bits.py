@@ -254,6 +254,15 @@ def test_real_images_are_as_many_as_made_ones_would_be() -> None:
     assert fewer.count == 50
 
 
+def test_given_images_leave_a_large_network_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emptyset.job.from_options.cost_of", lambda _: LARGE)
+    given, _ = chosen_recipe({"name": DIGITS}, bits="w4a8", images=str(train_images_path()))
+    other, _ = chosen_recipe({"name": DIGITS}, bits="w4a8", images="noise")
+    made, _ = chosen_recipe({"name": DIGITS}, bits="w4a8")
+    steps = [recipe.refine[0].settings()["steps"] for recipe in (given, other, made)]
+    assert steps[0] == steps[1] > steps[2]
+
+
 def test_without_images_the_network_need_not_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the teacher was loaded")
