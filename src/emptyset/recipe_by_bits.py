@@ -186,13 +186,14 @@ def work_of(data: Mapping[str, Any], image: float, made: bool) -> float:
         section = data["synthesize"]
         config = synthesizers.get(section["method"]).config(**_settings(section, "count"))
         images = section["count"] + min(section["count"], _JUDGED)
-        forwards += images * getattr(config, "steps", 1) * _IMAGE_STEP
+        steps = getattr(config, "steps", 1) / getattr(config, "snapshots", 1)
+        forwards += images * steps * _IMAGE_STEP
     for section in data["refine"]:
         config = refiners.get(section["method"]).config(**_settings(section))
-        steps, batch = getattr(config, "steps", None), getattr(config, "batch_size", None)
-        if steps and batch:
+        updates, batch = getattr(config, "steps", None), getattr(config, "batch_size", None)
+        if updates and batch:
             each = _TRAINING_STEP if section["method"] in _TRAINERS else _BLOCK_STEP
-            forwards += steps * batch * each
+            forwards += updates * batch * each
     return forwards * image
 
 
