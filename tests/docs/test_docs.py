@@ -55,7 +55,7 @@ def shortened(arguments: list[str], cwd: Path) -> list[str]:
     if name in ("quantize", "run"):
         rest += ["--set", "evaluate.layer_images=2", "--set", "evaluate.latency_rounds=1"]
         if "--images" not in rest and not any(word.endswith(".yaml") for word in rest):
-            rest += ["--set", "synthesize.count=4", "--set", "synthesize.steps=2"]
+            rest += ["--set", "synthesize.count=4", "--set", "synthesize.steps=9"]
             if name == "quantize" and "--recipe" not in rest:
                 rest += few_steps_of_refiners(rest)
         elif name == "run":
