@@ -8,7 +8,7 @@ import torch
 from emptyset.graph.blocks import find_blocks
 from emptyset.graph.student import Student
 from emptyset.images.image_set import ImageSet
-from emptyset.reconstruction import execution
+from emptyset.inversion import compilation
 from emptyset.reconstruction.execution import Execution, Work, in_half, worth_compiling
 from emptyset.reconstruction.memory import cache_limit, measured_sizes, row_bytes
 from emptyset.reconstruction.units import units_of
@@ -35,11 +35,11 @@ def test_products_are_halved_for_coarse_bits_where_the_hardware_multiplies_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bits = [8, 4, 2, 5]
-    monkeypatch.setattr(execution, "has_fast_bfloat16", lambda _: True)
+    monkeypatch.setattr(compilation, "has_fast_bfloat16", lambda _: True)
     assert in_half(bits, "auto", CPU) == (False, True, True, False)
     assert in_half(bits, "float32", CPU) == (False,) * 4
     assert in_half(bits, "bfloat16", CPU) == (True,) * 4
-    monkeypatch.setattr(execution, "has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr(compilation, "has_fast_bfloat16", lambda _: False)
     assert in_half(bits, "auto", CPU) == (False,) * 4
 
 

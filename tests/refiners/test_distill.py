@@ -17,10 +17,11 @@ from emptyset.graph.residual_bodies import Tapped, residual_bodies
 from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import Batch, ImageSet
 from emptyset.images.image_source import Disagreement, StoredImages
+from emptyset.inversion import compilation
 from emptyset.losses.distillation import distillation_loss
 from emptyset.monitor import SILENT, State
 from emptyset.quantizers.bits import Bits
-from emptyset.refiners import training, training_parts
+from emptyset.refiners import training
 from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
 from emptyset.refiners.distill import Distill, DistillConfig
 from emptyset.refiners.training_parts import pays_to_compile, pays_to_halve
@@ -245,7 +246,7 @@ def test_bfloat16_is_for_few_bits_and_hardware_that_multiplies_it(
 ) -> None:
     few, many = (prepare(teacher, bits, plan="every_layer") for bits in ("w8a5", "w8a6"))
     for has in (True, False):
-        monkeypatch.setattr(training_parts, "has_fast_bfloat16", lambda _, found=has: found)
+        monkeypatch.setattr(compilation, "has_fast_bfloat16", lambda _, found=has: found)
         found = [pays_to_halve(few, p) for p in ("auto", "float32", "bfloat16")]
         assert found == [has, False, True]
         assert not pays_to_halve(many, "auto")

@@ -54,7 +54,7 @@ def simulate(student: Student) -> Simulation:
     Raises:
         NotCalibratedError: If a quantizer has no range yet.
     """
-    unset = [name for name, q in student.quantizers.items() if not bool(q.calibrated)]
+    unset = student.without_ranges()
     if unset:
         raise NotCalibratedError(
             f"{len(unset)} of {len(student.quantizers)} quantizers have no range yet (first: "

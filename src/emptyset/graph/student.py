@@ -98,6 +98,10 @@ class Student:
         logits: Tensor = self.program(images)
         return logits
 
+    def without_ranges(self) -> list[str]:
+        """Names of the quantizers that were not calibrated yet."""
+        return [name for name, q in self.quantizers.items() if not bool(q.calibrated)]
+
     @contextlib.contextmanager
     def float_mode(self) -> Iterator[None]:
         """Inside, every quantizer is switched off: the student computes what the teacher does."""

@@ -56,7 +56,7 @@ def reconstruct(
         )
     if len(images) == 0:
         raise ImagesError(f"{course.name}: there are no images. Give at least one.")
-    unset = [name for name, q in student.quantizers.items() if not bool(q.calibrated)]
+    unset = student.without_ranges()
     if unset:
         raise NotCalibratedError(
             f"{course.name}: {len(unset)} quantizers have no range yet (first: '{unset[0]}'). Run "

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from emptyset.inversion.compilation import PRECISIONS
 from emptyset.inversion.setting_checks import (
     require_choice,
     require_not_negative,
@@ -10,7 +11,6 @@ from emptyset.inversion.setting_checks import (
 )
 from emptyset.quantizers.learned_step import MASKS
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 INPUTS = ("quantized", "float", "mixed")
 ORDERS = ("epochs", "fresh", "replacement")
 WEIGHTINGS = ("none", "fisher", "fisher_full")

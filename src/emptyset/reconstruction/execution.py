@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emptyset.inversion.compilation import compiled, compiler_found, has_fast_bfloat16
+from emptyset.inversion.compilation import compiled, compiler_found, products_in_bfloat16
 from emptyset.monitor import Monitor, State
 from emptyset.reconstruction.step import Recipe, Step, Tensors, unit_step
 
@@ -80,10 +80,9 @@ def in_half(bits: Sequence[int], precision: str, device: torch.device) -> tuple[
         precision: ``auto``, ``float32`` or ``bfloat16``.
         device: Where they run.
     """
-    if precision != "auto":
-        return tuple(precision == "bfloat16" for _ in bits)
-    fast = has_fast_bfloat16(device)
-    return tuple(fast and fewest <= _COARSE_BITS for fewest in bits)
+    return tuple(
+        products_in_bfloat16(precision, fewest, device, coarse_bits=_COARSE_BITS) for fewest in bits
+    )
 
 
 def worth_compiling(works: Sequence[Work], device: torch.device, threads: int) -> tuple[bool, ...]:

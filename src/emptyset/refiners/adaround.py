@@ -14,10 +14,8 @@ Differs from source:
 from dataclasses import dataclass
 
 from emptyset.graph.student import Student
-from emptyset.images.image_source import Images
-from emptyset.monitor import SILENT, Monitor
 from emptyset.reconstruction.config import Course, ReconstructionConfig
-from emptyset.refiners.block_by_block import block_by_block
+from emptyset.refiners.block_by_block import BlockByBlock
 from emptyset.registry import refiners
 
 
@@ -58,24 +56,11 @@ class AdaRoundConfig(ReconstructionConfig):
     source="AdaRound, Nagel et al. 2020, arXiv:2004.10568",
 )
 @dataclass(frozen=True)
-class AdaRound:
+class AdaRound(BlockByBlock):
     """See the module docstring."""
 
     config: AdaRoundConfig
 
-    def refine(
-        self, student: Student, images: Images, *, seed: int = 0, monitor: Monitor = SILENT
-    ) -> None:
-        """Learn every layer of ``student``, in place.
-
-        Args:
-            student: A prepared student.
-            images: A stored set; every layer looks at all of them.
-            seed: Of the order of images.
-            monitor: Hears of progress; keeps what was learnt, so that a killed run goes on.
-
-        Raises:
-            ImagesError: If there are no images, or they are no stored set.
-            CollapseError: If a layer diverged; it then has its best state.
-        """
-        block_by_block(student, images, [self.config.course()], seed=seed, monitor=monitor)
+    def courses(self, student: Student) -> list[Course]:
+        """See the settings."""
+        return [self.config.course()]

@@ -1,35 +1,44 @@
-"""What AdaRound, BRECQ, QDrop and Genie-M do alike: calibrate if need be, then learn the blocks."""
+"""The shell of AdaRound, BRECQ, QDrop and Genie-M: calibrate if need be, then learn the blocks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
-from emptyset.monitor import Monitor
+from emptyset.monitor import SILENT, Monitor
 from emptyset.reconstruction.chain import reconstruct
 from emptyset.reconstruction.config import Course
 from emptyset.registry import refiners
 
 
-def block_by_block(
-    student: Student, images: Images, courses: Sequence[Course], *, seed: int, monitor: Monitor
-) -> None:
-    """Learn every block of a student, in place; originals are kept for float mode.
+class BlockByBlock(ABC):
+    """A refiner that consists of what is learnt in each block (or layer)."""
 
-    Args:
-        student: A prepared student; calibrated here where it is not.
-        images: A stored set; every block looks at all of them.
-        courses: What is learnt, one walk down the blocks after the other.
-        seed: Of everything random.
-        monitor: Hears of progress; keeps what was learnt, so that a killed run goes on.
+    @abstractmethod
+    def courses(self, student: Student) -> Sequence[Course]:
+        """What is learnt, one walk down the blocks after the other.
 
-    Raises:
-        ImagesError: If there are no images, or they are no stored set.
-        CollapseError: If a block diverged; it then has its best state.
-    """
-    if isinstance(images, Images) and not all(
-        bool(q.calibrated) for q in student.quantizers.values()
-    ):
-        entry = refiners.get("calibrate")
-        entry.make(entry.config()).refine(student, images, seed=seed, monitor=monitor)
-    for course in courses:
-        reconstruct(student, images, course, seed=seed, monitor=monitor)
+        Args:
+            student: Prepared.
+        """
+
+    def refine(
+        self, student: Student, images: Images, *, seed: int = 0, monitor: Monitor = SILENT
+    ) -> None:
+        """Learn every block of ``student``, in place; originals are kept for float mode.
+
+        Args:
+            student: A prepared student; calibrated here where it is not.
+            images: A stored set; every block looks at all of them.
+            seed: Of everything random: the order of images, what is dropped or left out.
+            monitor: Hears of progress; keeps what was learnt, so that a killed run goes on.
+
+        Raises:
+            ImagesError: If there are no images, or they are no stored set.
+            CollapseError: If a block diverged; it then has its best state.
+        """
+        if isinstance(images, Images) and student.without_ranges():
+            entry = refiners.get("calibrate")
+            entry.make(entry.config()).refine(student, images, seed=seed, monitor=monitor)
+        for course in self.courses(student):
+            reconstruct(student, images, course, seed=seed, monitor=monitor)

@@ -16,15 +16,13 @@ Differs from source:
 from dataclasses import dataclass
 
 from emptyset.graph.student import Student
-from emptyset.images.image_source import Images
 from emptyset.inversion.setting_checks import (
     require_choice,
     require_not_negative,
     require_positive,
 )
-from emptyset.monitor import SILENT, Monitor
 from emptyset.reconstruction.config import WEIGHTINGS, Course, ReconstructionConfig
-from emptyset.refiners.block_by_block import block_by_block
+from emptyset.refiners.block_by_block import BlockByBlock
 from emptyset.registry import refiners
 
 
@@ -93,24 +91,11 @@ class BrecqConfig(ReconstructionConfig):
     source="BRECQ, Li et al. 2021, arXiv:2102.05426",
 )
 @dataclass(frozen=True)
-class Brecq:
+class Brecq(BlockByBlock):
     """See the module docstring."""
 
     config: BrecqConfig
 
-    def refine(
-        self, student: Student, images: Images, *, seed: int = 0, monitor: Monitor = SILENT
-    ) -> None:
-        """Learn every block of ``student``, in place.
-
-        Args:
-            student: A prepared student.
-            images: A stored set; every block looks at all of them.
-            seed: Of the order of images.
-            monitor: Hears of progress; keeps what was learnt, so that a killed run goes on.
-
-        Raises:
-            ImagesError: If there are no images, or they are no stored set.
-            CollapseError: If a block diverged; it then has its best state.
-        """
-        block_by_block(student, images, self.config.courses(), seed=seed, monitor=monitor)
+    def courses(self, student: Student) -> list[Course]:
+        """See the settings."""
+        return self.config.courses()

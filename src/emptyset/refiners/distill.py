@@ -49,6 +49,7 @@ from emptyset.errors import NotCalibratedError
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images, ImageSource, LiveSource
 from emptyset.images.mixing import IMAGES_ONLY, MIXINGS
+from emptyset.inversion.compilation import PRECISIONS
 from emptyset.losses.distillation import REDUCTIONS
 from emptyset.monitor import SILENT, Monitor
 from emptyset.quantizers.bits import Bits
@@ -58,7 +59,7 @@ from emptyset.refiners.course import PRESETS, Course
 from emptyset.refiners.inundation import INUNDATIONS
 from emptyset.refiners.source_warm_up import warmed_up
 from emptyset.refiners.training import Training
-from emptyset.refiners.training_parts import AUGMENTATIONS, PRECISIONS, source_of
+from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
 from emptyset.registry import refiners
 
 # Of the learned preset beside a source; ours, not tuned.
@@ -341,7 +342,7 @@ class Distill:
         """
         live = images if isinstance(images, LiveSource) else None
         course = self.config.course(student.bits, live)
-        calibrated = all(bool(q.calibrated) for q in student.quantizers.values())
+        calibrated = not student.without_ranges()
         calibrate = refiners.get("calibrate")
         refiner = calibrate.make(calibrate.config())
         if course.learned and live is not None:

@@ -41,14 +41,9 @@ def require_untrained(student: Student, method: str) -> None:
         )
 
 
-def has_ranges(student: Student) -> bool:
-    """Whether every quantizer has a range."""
-    return all(bool(quantizer.calibrated) for quantizer in student.quantizers.values())
-
-
 def ranges_again(student: Student, images: Images, monitor: Monitor) -> None:
     """Set the ranges of a student that had them, for they hold no longer."""
-    if not has_ranges(student):
+    if student.without_ranges():
         return
     entry = refiners.get("calibrate")
     values = "images" if len(images) else "batch_norm"
@@ -67,7 +62,7 @@ def require_ranges(student: Student, method: str) -> None:
     Raises:
         NotCalibratedError: If a quantizer has no range.
     """
-    if not has_ranges(student):
+    if student.without_ranges():
         raise NotCalibratedError(
             f"{method}: corrects what quantizing does, and this student has no ranges yet. Run the "
             "refiner 'calibrate' first."

@@ -20,11 +20,9 @@ Differs from source:
 from dataclasses import dataclass
 
 from emptyset.graph.student import Student
-from emptyset.images.image_source import Images
 from emptyset.inversion.setting_checks import require_choice, require_not_negative, require_share
-from emptyset.monitor import SILENT, Monitor
 from emptyset.reconstruction.config import Course, ReconstructionConfig
-from emptyset.refiners.block_by_block import block_by_block
+from emptyset.refiners.block_by_block import BlockByBlock
 from emptyset.registry import refiners
 
 UNITS = ("auto", "absolute", "relative")
@@ -93,24 +91,11 @@ class GenieConfig(ReconstructionConfig):
     source="Genie, Jeon et al. 2023, arXiv:2212.04780",
 )
 @dataclass(frozen=True)
-class Genie:
+class Genie(BlockByBlock):
     """See the module docstring."""
 
     config: GenieConfig
 
-    def refine(
-        self, student: Student, images: Images, *, seed: int = 0, monitor: Monitor = SILENT
-    ) -> None:
-        """Learn every block of ``student``, in place.
-
-        Args:
-            student: A prepared student.
-            images: A stored set; every block looks at all of them.
-            seed: Of the order of images and of what is left out.
-            monitor: Hears of progress; keeps what was learnt, so that a killed run goes on.
-
-        Raises:
-            ImagesError: If there are no images, or they are no stored set.
-            CollapseError: If a block diverged; it then has its best state.
-        """
-        block_by_block(student, images, [self.config.course(student)], seed=seed, monitor=monitor)
+    def courses(self, student: Student) -> list[Course]:
+        """See the settings."""
+        return [self.config.course(student)]

@@ -15,11 +15,9 @@ Differs from source:
 from dataclasses import dataclass
 
 from emptyset.graph.student import Student
-from emptyset.images.image_source import Images
 from emptyset.inversion.setting_checks import require_not_negative, require_share
-from emptyset.monitor import SILENT, Monitor
 from emptyset.reconstruction.config import Course, ReconstructionConfig
-from emptyset.refiners.block_by_block import block_by_block
+from emptyset.refiners.block_by_block import BlockByBlock
 from emptyset.registry import refiners
 
 
@@ -66,24 +64,11 @@ class QDropConfig(ReconstructionConfig):
     source="QDrop, Wei et al. 2022, arXiv:2203.05740",
 )
 @dataclass(frozen=True)
-class QDrop:
+class QDrop(BlockByBlock):
     """See the module docstring."""
 
     config: QDropConfig
 
-    def refine(
-        self, student: Student, images: Images, *, seed: int = 0, monitor: Monitor = SILENT
-    ) -> None:
-        """Learn every block of ``student``, in place.
-
-        Args:
-            student: A prepared student.
-            images: A stored set; every block looks at all of them.
-            seed: Of the order of images and of what is dropped.
-            monitor: Hears of progress; keeps what was learnt, so that a killed run goes on.
-
-        Raises:
-            ImagesError: If there are no images, or they are no stored set.
-            CollapseError: If a block diverged; it then has its best state.
-        """
-        block_by_block(student, images, [self.config.course()], seed=seed, monitor=monitor)
+    def courses(self, student: Student) -> list[Course]:
+        """See the settings."""
+        return [self.config.course()]

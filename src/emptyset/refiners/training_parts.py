@@ -18,14 +18,13 @@ from emptyset.images.mixing import IMAGES_ONLY, mixed
 from emptyset.inversion.compilation import (
     compiled,
     compiler_found,
-    has_fast_bfloat16,
+    products_in_bfloat16,
     worth_compiling,
 )
 from emptyset.inversion.resampling import draw_crops, sampled
 from emptyset.monitor import Monitor
 
 AUGMENTATIONS = ("shift", "crop", "none")
-PRECISIONS = ("auto", "float32", "bfloat16")
 # Greatest shift as a share of the image's shorter side: 4 of 32 pixels, as CIFAR is trained.
 LARGEST_SHIFT = 1 / 8
 # Least share of the area that a crop keeps, as IntraQ.
@@ -165,10 +164,8 @@ def pays_to_halve(student: Student, precision: str) -> bool:
         student: Of whose bits it depends: rounding to bfloat16 must drown in quantization.
         precision: ``auto``, ``float32`` or ``bfloat16``.
     """
-    if precision != "auto":
-        return precision == "bfloat16"
     fewest = min(student.bits.weights, student.bits.activations)
-    return fewest <= _COARSE_BITS and has_fast_bfloat16(student.device)
+    return products_in_bfloat16(precision, fewest, student.device, coarse_bits=_COARSE_BITS)
 
 
 def pair_of(
