@@ -11,7 +11,6 @@ the table already has are not measured again. Needs `../shared`.
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import inversion_cells as cells
 import shared_networks as shared
 import torch
+from kept_rows import Table, claimed
 from torch import Tensor
 
 import emptyset
@@ -32,7 +32,6 @@ from emptyset.monitor import SILENT, State
 from emptyset.refiners.distill import Distill, DistillConfig
 from emptyset.teachers.teacher import Teacher
 
-RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parent.parent / "runs" / "benchmarks"
 EPOCHS = 3
 SHORT = 100  # updates up to which only the last state is measured
@@ -181,29 +180,9 @@ def float_top1_of(teacher: Teacher, network: str, test: ImageSet) -> float:
     return float(path.read_text(encoding="utf-8"))
 
 
-def write(table: str, row: dict[str, Any]) -> None:
-    """The committed table with this row; read again, as another process may have written."""
-    path = RESULTS / f"inversion_{table}.json"
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    kept = {tuple(r[k] for k in KEY): r for r in [*rows, row]}
-    rows = [kept[key] for key in sorted(kept, key=str)]
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
-    columns = list(rows[0])
-    lines = [
-        f"# {cells.TITLES[table]}", "", *cells.ABOUT[table], "",
-        f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}",
-        *(f"| {' | '.join(str(r.get(c, '')) for c in columns)} |" for r in rows),
-    ]  # fmt: skip
-    (RESULTS / f"inversion_{table}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def is_there(table: str, cell: cells.Cell) -> bool:
-    """Whether the committed table has the row."""
-    path = RESULTS / f"inversion_{table}.json"
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return tuple(getattr(cell, k) for k in KEY) in {tuple(r[k] for k in KEY) for r in rows}
+def table_of(name: str) -> Table:
+    """A committed table."""
+    return Table(f"inversion_{name}", KEY, cells.TITLES[name], cells.ABOUT[name])
 
 
 def main() -> None:
@@ -215,26 +194,16 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    table = table_of(options.table)
     for cell in cells.TABLES[options.table]:
-        if options.only not in cell.describe() or is_there(options.table, cell):
+        if options.only not in cell.describe() or table.has(vars(cell)):
             continue
         print(cell.describe(), flush=True)
-        if not options.list:
-            claim = folder_of(*(getattr(cell, name) for name in KEY)) / "claimed"
-            if claim.exists() and _alive(int(claim.read_text(encoding="utf-8"))):
-                continue
-            claim.write_text(str(os.getpid()), encoding="utf-8")
-            row = measure(cell)
-            print(row, flush=True)
-            write(options.table, row)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError:
-        return False
-    return True
+        if options.list or not claimed(folder_of(*(getattr(cell, name) for name in KEY))):
+            continue
+        row = measure(cell)
+        print(row, flush=True)
+        table.write(row)
 
 
 if __name__ == "__main__":

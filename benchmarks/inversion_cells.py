@@ -92,6 +92,10 @@ IMAGES = {
     # The same on the cosine spectrum.
     "spectrum": Images("zeroq", 1280, {**_IL, "learning_rate": 0.05, "spectrum": 1.0}),
     "spectrum 1.5": Images("zeroq", 1280, {**_IL, "learning_rate": 0.05, "spectrum": 1.5}),
+    # DFFG on the spectrum, every start harvested twice.
+    "harvested spectrum": Images(
+        "dffg", 5120, {"spectrum": 1.0, "step_size": 0.05, "steps": 200, "snapshots": 2}
+    ),
 }
 # DFFG's sweep: 1,280 images of 128 starts. It began with the momentum of MI-FGSM's paper, 1, and
 # one setting was changed at a time; the best of it, momentum 0.9, became the default.
@@ -142,13 +146,13 @@ RECIPES = {
         "learned", "fold",
         more={
             0: {"batch_size": 128, "mixing": "mixup"},
-            3: {"steps": 1500}, 4: {"steps": 400}, 5: {"steps": 250},
+            3: {"steps": 1500}, 4: {"steps": 1000}, 5: {"steps": 500},
         },
     ),
     "learned, 100 updates": Recipe("learned", "fold", more={0: {"steps": 100, "batch_size": 128}}),
 }  # fmt: skip
 OURS, THEIRS, QUICK = "learned", "published, 1/100", "learned, 100 updates"
-BEST = "spectrum"
+BEST = "harvested spectrum"
 BITS = ("w3a3", "w4a4", "w5a5")
 
 # In order of importance: a table that is not finished has the first ones.
@@ -165,7 +169,7 @@ ACCURACY = [
     *(Cell(C10, images, bits, THEIRS) for bits in BITS for images in ("dffg", "real 5120")),
     *(Cell(AKA, "zeroq+il", bits, THEIRS) for bits in BITS),
     # Which exponent, which images.
-    *(Cell(AKA, images, "w3a3", OURS) for images in ("spectrum 1.5", "zeroq+il", "real 1280")),
+    *(Cell(AKA, images, "w3a3", OURS) for images in ("spectrum", "spectrum 1.5", "zeroq+il")),
     *(
         Cell(AKA, images, "w3a3", recipe, seed)
         for seed in (1, 2)

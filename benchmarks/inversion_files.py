@@ -8,14 +8,15 @@ trainings are kept in `runs/benchmarks/`; rows that the table has are not measur
 """
 
 import argparse
-import json
 import time
+from pathlib import Path
 from typing import Any
 
 import inversion_accuracy as accuracies
 import inversion_cells as cells
 import shared_networks as shared
 import torch
+from kept_rows import Table, claimed
 
 import emptyset
 from emptyset.evaluate.accuracy import accuracy
@@ -32,7 +33,20 @@ CELLS = [
     for images in (cells.BEST, "real 5120")
 ]
 KEY = ("network", "images", "bits", "seed")
-PATH = accuracies.RESULTS / "inversion_files.json"
+TABLE = Table(
+    "inversion_files",
+    KEY,
+    "The best combination of images and recipe as a file",
+    (
+        "`python benchmarks/inversion_files.py`: plan `integer`, refiner `distill`, preset",
+        "`learned`; top-1 [%] of the file in ONNX Runtime on 10,000 test images, last epoch.",
+    ),
+)
+
+
+def folder_of(cell: cells.Cell) -> Path:
+    """Where a row keeps what it has."""
+    return accuracies.folder_of("file", *(getattr(cell, name) for name in KEY))
 
 
 def measure(cell: cells.Cell) -> dict[str, Any]:
@@ -42,7 +56,7 @@ def measure(cell: cells.Cell) -> dict[str, Any]:
     student = emptyset.prepare(teacher, cell.bits)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cell.seed))
     calibration = ImageSet(images.images[order[:1024]])
-    folder = accuracies.folder_of("file", *(getattr(cell, name) for name in KEY))
+    folder = folder_of(cell)
     start = time.perf_counter()
     emptyset.refine(student, calibration, seed=cell.seed)
     config = DistillConfig(**cells.RECIPES[cell.recipe].settings(cell.bits))
@@ -65,20 +79,6 @@ def measure(cell: cells.Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(rows: list[dict[str, Any]]) -> None:
-    """The committed table."""
-    PATH.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    columns = list(rows[0])
-    lines = [
-        "# The best combination of images and recipe as a file", "",
-        "`python benchmarks/inversion_files.py`: plan `integer`, refiner `distill`, preset",
-        "`learned`; top-1 [%] of the file in ONNX Runtime on 10,000 test images, last epoch.", "",
-        f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}",
-        *(f"| {' | '.join(str(row[c]) for c in columns)} |" for row in rows),
-    ]  # fmt: skip
-    PATH.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     """Measure the rows that are missing."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -87,13 +87,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for cell in CELLS:
-        rows = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else []
-        known = {tuple(row[name] for name in KEY) for row in rows}
-        if options.only in cell.describe() and tuple(getattr(cell, n) for n in KEY) not in known:
-            print(cell.describe(), flush=True)
+        if options.only not in cell.describe() or TABLE.has(vars(cell)):
+            continue
+        print(cell.describe(), flush=True)
+        if claimed(folder_of(cell)):
             row = measure(cell)
             print(row, flush=True)
-            write([*rows, row])
+            TABLE.write(row)
 
 
 if __name__ == "__main__":

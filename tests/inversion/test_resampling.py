@@ -130,6 +130,11 @@ def test_values_and_gradient_are_those_of_weighted_sums(way: Any, layout: Any) -
     torch.testing.assert_close(gradient, expected_gradient)
 
 
+def test_samples_on_a_cpu_lie_as_networks_like_them() -> None:
+    found = sampled(images(5), positions(5, 6, 9, seed=5), positions(5, 4, 13, seed=6))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_images_of_one_row_and_one_column_can_be_sampled() -> None:
     given = torch.tensor([[[[2.0]]], [[[-3.0]]]])
     found = sampled(given, torch.zeros(2, 4), torch.zeros(2, 3))

@@ -164,16 +164,44 @@ def _sampled_by_products(images_NCHW: Tensor, rows_NH: Tensor, columns_NW: Tenso
 
 
 def _sampled_by_pairs(images_NCHW: Tensor, rows_NH: Tensor, columns_NW: Tensor) -> Tensor:
-    """``sampled``, with only the entries of R and C that are not zero."""
+    """``sampled``, with only the entries of R and C that are not zero; returns channels last."""
     count, channels, height, width = images_NCHW.shape
     new_height, new_width = rows_NH.shape[1], columns_NW.shape[1]
     # What is mixed lies in one piece: (N·H, W·C) for the rows, (N·W, C·H') for the columns.
     lines = images_NCHW.permute(0, 2, 3, 1).reshape(count * height, width * channels)
     tall = _mixed(lines, *_pairs(rows_NH, height, lines.dtype))
-    tall = tall.view(count, new_height, width, channels).permute(0, 2, 3, 1)
-    lines = tall.reshape(count * width, channels * new_height)
+    lines = _turned(tall.view(count, new_height, -1)).reshape(count * width, channels * new_height)
     wide = _mixed(lines, *_pairs(columns_NW, width, lines.dtype))
-    return wide.view(count, new_width, channels, new_height).permute(0, 2, 3, 1)
+    wide = _turned(wide.view(count, -1, new_height))
+    return wide.reshape(count, new_height, new_width, channels).permute(0, 3, 1, 2)
+
+
+def _turned(matrices_NAB: Tensor) -> Tensor:
+    """``(N, B, A)``: matrices transposed and copied; typed here, as ``apply`` is not."""
+    turned: Tensor = _Turned.apply(matrices_NAB)  # type: ignore[no-untyped-call]
+    return turned
+
+
+class _Turned(torch.autograd.Function):
+    """``transpose(1, 2).contiguous()``, four times as fast on a CPU.
+
+    Shuffling channels transposes the channels (A groups of B) of every pixel; torch does that with
+    vector instructions where the channels come last. Each matrix is one pixel here.
+    """
+
+    @staticmethod
+    def forward(_: Any, matrices: Tensor) -> Tensor:
+        return _shuffled(matrices)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return _shuffled(gradients[0])
+
+
+def _shuffled(matrices: Tensor) -> Tensor:
+    count, first, second = matrices.shape
+    pixels = matrices.reshape(count, 1, 1, first * second).permute(0, 3, 1, 2)
+    return torch.channel_shuffle(pixels, first).permute(0, 2, 3, 1).reshape(count, second, first)
 
 
 def _pairs(positions: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
