@@ -7,6 +7,9 @@ from pathlib import Path
 import hypothesis
 import torch
 
+# After this file has prepared the process.
+pytest_plugins = ["student_fixtures"]
+
 TESTS = Path(__file__).parent
 SHIM = TESTS / "sitecustomize_torchvision"
 

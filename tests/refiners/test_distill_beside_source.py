@@ -7,23 +7,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from learning_beside_source import BATCH, BITS, PUBLISHED, STEPS, make, taught
+from small_teachers import two_convolutions
 from torch import Tensor, nn
 
-from emptyset.errors import CollapseError, ImagesError, UnsupportedModelError
+from emptyset.errors import ImagesError, UnsupportedModelError
 from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import ImageSet
-from emptyset.images.image_source import Lesson, LiveSource
-from emptyset.monitor import SILENT, SilentMonitor, State
-from emptyset.quantizers.bits import Bits
+from emptyset.images.image_source import Lesson
+from emptyset.monitor import SilentMonitor, State
 from emptyset.quantizers.learned_step import TrackedRange
-from emptyset.refiners.distill import Distill, DistillConfig
-from emptyset.refiners.finite_losses import DivergedError
+from emptyset.refiners.distill import DistillConfig
 from emptyset.refiners.training import Training
-from emptyset.registry import sources
-from emptyset.teachers.teacher import InputSpec, Teacher, hash_of_weights
+from emptyset.teachers.teacher import InputSpec, Teacher
 
-BITS = Bits.parse("w4a4")
-PUBLISHED = {"plan": "every_layer", "batch_norm": "frozen"}
 # Every kind of source with every kind of loop.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gdfq, learned": ("gdfq", {}, {"plan": "integer"}),
@@ -57,61 +54,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"plan": "every_layer", "inundation": "quantile", "crossing": 0.01},
     ),
 }
-STEPS, BATCH = 12, 6
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.conv2, self.bn2 = nn.Conv2d(6, 7, 3, 2, bias=False), nn.BatchNorm2d(7)
-        self.linear = nn.Linear(7, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return self.linear(x.mean((2, 3)))
 
 
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    random = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        net = Net()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=random))
-        for norm in (net.bn1, net.bn2):
-            norm.weight.fill_(1.0)
-            norm.running_mean.copy_(0.3 * torch.randn(norm.num_features, generator=random))
-    spec = InputSpec((3, 8, 12), (0.5,) * 3, (0.25,) * 3)
-    net.requires_grad_(False).eval()
-    return Teacher("test", net, spec, weights_hash=hash_of_weights(net))
-
-
-def make(name: str, teacher: Teacher, **settings: Any) -> Any:
-    entry = sources.get(name)
-    smallest = vars(entry.config.smallest()) if settings else {}
-    config = entry.config(**smallest | settings) if settings else entry.config.smallest()
-    return entry.make(config).source(teacher, seed=3)
-
-
-def taught(
-    teacher: Teacher,
-    source: Any,
-    *,
-    plan: str = "every_layer",
-    batch_norm: str = "fold",
-    monitor: Any = SILENT,
-    evaluate: Callable[[Student], float] | None = None,
-    student: Student | None = None,
-    **settings: Any,
-) -> Student:
-    student = student or prepare(teacher, BITS, plan=plan, batch_norm=batch_norm)
-    config = {"steps": STEPS, "batch_size": BATCH, "epoch": 3, "held_out": 8, **settings}
-    refiner = Distill(DistillConfig(**config))
-    refiner.refine(student, source, seed=7, monitor=monitor, evaluate=evaluate)
-    return student
+    return two_convolutions()
 
 
 class KilledError(Exception):
@@ -371,204 +318,6 @@ def test_a_network_without_feature_maps_cannot_be_compared_by_them() -> None:
     )
     with pytest.raises(UnsupportedModelError, match="set relations to 0 and use a source"):
         taught(flat, make("zaq", flat), preset="zaq")
-
-
-# Last and best -------------------------------------------------------------------------------
-
-
-def test_last_and_best_are_recorded_and_the_one_asked_for_is_the_result(teacher: Teacher) -> None:
-    scores = iter([0.5, 0.9, 0.7, 0.6])
-    seen: list[dict[str, Tensor]] = []
-
-    def evaluate(student: Student) -> float:
-        assert not any(quantizer.trained for quantizer in student.quantizers.values())
-        seen.append(student.state_dict())
-        return next(scores)
-
-    for keep, expected in (("last", 3), ("best", 1)):
-        scores, seen = iter([0.5, 0.9, 0.7, 0.6]), []
-        student = taught(
-            teacher, make("gdfq", teacher), evaluate=evaluate, keep=keep, preset="learned",
-            warm_up=0.0,
-        )  # fmt: skip
-        (record,) = student.records
-        assert record["last"] == {"update": 12, "score": 0.6}
-        assert record["best"] == {"update": 6, "score": 0.9}
-        assert [look["update"] for look in record["epochs"]] == [3, 6, 9, 12]
-        assert record["judged_by"] == "the given evaluation"
-        assert record["kept"] == keep
-        for path in student.originals:
-            assert torch.equal(student.state_dict()[path], seen[expected][path]), path
-        for name in student.quantizers:
-            key = f"quantizer:{name}:scale"
-            assert torch.equal(student.state_dict()[key], seen[expected][key]), key
-
-
-def test_by_itself_the_best_is_who_agrees_most_on_the_generators_images(teacher: Teacher) -> None:
-    source = make("gdfq", teacher)
-    student = taught(teacher, source, preset="learned", warm_up=0.0, held_out=16)
-    (record,) = student.records
-    images = source.drawn(16, seed=7 * 1_000_003 + 2).images
-    same = student(images).argmax(1) == teacher.module(images).argmax(1)
-    assert record["last"]["score"] == pytest.approx(float(same.float().mean()))
-    assert "16 images of the generator" in record["judged_by"]
-
-
-def test_nothing_is_judged_where_nothing_is_held_out(teacher: Teacher) -> None:
-    assert taught(teacher, make("gdfq", teacher), held_out=0).records == []
-
-
-# Divergence ----------------------------------------------------------------------------------
-
-
-class Poisoned:
-    """A source that makes the teacher say what is no number, from some lesson on."""
-
-    def __init__(self, source: LiveSource, first: int) -> None:
-        self._source, self._left = source, first
-        self.needs_student, self.needs_features = source.needs_student, source.needs_features
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    def begin(self, lessons: int, batch_size: int, *, monitor: Any) -> None:
-        self._source.begin(lessons, batch_size, monitor=monitor)
-
-    def next_batch(self, size: int) -> Lesson:
-        lesson = self._source.next_batch(size)
-        self._left -= 1
-        if self._left >= 0:
-            return lesson
-        assert lesson.teacher_logits is not None
-        return Lesson(lesson.images, lesson.targets, lesson.teacher_logits * float("nan"))
-
-    def learn_from(self, outcome: Any) -> None: ...
-    def drawn(self, count: int, *, seed: int) -> ImageSet:
-        return self._source.drawn(count, seed=seed)
-
-    def fault(self) -> str | None:
-        return self._source.fault()
-
-    def state(self) -> State:
-        return self._source.state()
-
-    def load_state(self, state: State) -> None:
-        self._source.load_state(state)
-
-
-def test_a_loss_that_is_not_finite_stops_training_with_the_last_good_student(
-    teacher: Teacher,
-) -> None:
-    good: list[dict[str, Tensor]] = []
-
-    def evaluate(student: Student) -> float:
-        good.append(student.state_dict())
-        return 0.0
-
-    student = prepare(teacher, BITS, **PUBLISHED)
-    source = Poisoned(make("gdfq", teacher), first=8)
-    assert isinstance(source, LiveSource)
-    with pytest.raises(DivergedError, match="loss term 'distillation' is NaN") as caught:
-        taught(teacher, source, student=student, preset="gdfq", evaluate=evaluate)
-    assert caught.value.kept
-    assert "as it was after batch 6" in str(caught.value)
-    assert "Lower learning_rate" in str(caught.value)
-    for path in student.originals:
-        assert torch.equal(student.state_dict()[path], good[-1][path]), path
-    assert not any(p.requires_grad for p in student.program.parameters())
-    assert not any(quantizer.trained for quantizer in student.quantizers.values())
-
-
-def test_before_anything_was_good_the_student_stays_as_it_was(teacher: Teacher) -> None:
-    student = prepare(teacher, BITS, **PUBLISHED)
-    before = student.state_dict()
-    with pytest.raises(DivergedError) as caught:
-        taught(teacher, Poisoned(make("gdfq", teacher), first=1), student=student, preset="gdfq")
-    assert not caught.value.kept
-    assert student.originals == {}
-    after = student.state_dict()
-    assert all(torch.equal(value, after[key]) for key, value in before.items())
-
-
-def test_a_term_of_the_generator_that_is_not_finite_is_named(teacher: Teacher) -> None:
-    source = make("gdfq", teacher)
-    with torch.no_grad():
-        source.generator.backbone.conv3.bias.fill_(float("nan"))
-    with pytest.raises(CollapseError, match="'gdfq: cross entropy' is NaN"):
-        taught(teacher, source, **PUBLISHED, preset="gdfq", warm_up=0.5)
-    broken = make("gdfq", teacher)
-    with torch.no_grad():
-        broken.generator.backbone.conv3.bias.fill_(float("nan"))
-    with pytest.raises(CollapseError, match="the source diverged: its loss term 'gdfq: cross"):
-        taught(teacher, broken, preset="learned", warm_up=0.5)
-
-
-# Courses -------------------------------------------------------------------------------------
-
-
-def test_presets_are_the_published_numbers(teacher: Teacher) -> None:
-    gdfq = DistillConfig(preset="gdfq").course(BITS)
-    assert (gdfq.steps, gdfq.warm_up, gdfq.range_steps) == (80_000, 800, 800)
-    assert (gdfq.distillation, gdfq.kd_reduction, gdfq.cross_entropy) == (1.0, "mean", 1.0)
-    rates = [gdfq.share_of_rate(n) for n in (0, 19_999, 20_000, 40_000, 60_000)]
-    assert rates == pytest.approx([1, 1, 0.1, 0.01, 0.001])
-    large = DistillConfig(preset="gdfq", warm_up=0.125).course(BITS)
-    assert (large.warm_up, large.range_steps) == (10_000, 800)
-    assert [large.tracks(n) for n in (0, 9_199, 9_200, 9_999, 10_000)] == [0, 0, 1, 1, 0]
-    released = DistillConfig(preset="gdfq", warm_up=0.125, legacy=True).course(BITS)
-    assert [released.tracks(n) for n in (0, 799, 800, 9_999)] == [1, 1, 0, 0]
-    zaq = DistillConfig(preset="zaq").course(BITS)
-    assert (zaq.steps, zaq.warm_up, zaq.learning_rate, zaq.weight_decay) == (108_000, 0, 0.1, 5e-4)
-    assert (zaq.logit_distance, zaq.relations, zaq.distillation, zaq.nesterov) == (1, 1, 0, False)
-    rates = [zaq.share_of_rate(n) for n in (35_999, 36_000, 72_000)]
-    assert rates == pytest.approx([1, 0.1, 0.01])
-    for name in ("adasg", "adadfq"):
-        adaptive = DistillConfig(preset=name).course(BITS)
-        assert (adaptive.steps, adaptive.warm_up, adaptive.flatness) == (80_000, 800, 1.0)
-        assert (adaptive.distillation, adaptive.cross_entropy, adaptive.temperature) == (0, 0, 20)
-    texq = DistillConfig(preset="texq").course(BITS)
-    assert (texq.mixing, texq.cross_entropy, texq.kd_reduction) == ("mixup_images", 0, "batch_mean")
-    own = DistillConfig(preset="gdfq", milestones=(0.5,)).course(BITS)
-    assert [own.share_of_rate(n) for n in (39_999, 40_000)] == pytest.approx([1, 0.1])
-
-
-def test_beside_a_source_the_learned_preset_waits_for_it(teacher: Teacher) -> None:
-    alone = DistillConfig().course(BITS)
-    beside = DistillConfig().course(BITS, make("gdfq", teacher))
-    assert (alone.steps, alone.warm_up, alone.augmentation) == (500, 0, "shift")
-    assert (beside.steps, beside.warm_up, beside.augmentation) == (2000, 500, "none")
-    assert [beside.share_of_rate(n) for n in (500, 1250)] == pytest.approx([1, 0.5])
-    asked = DistillConfig().course(BITS, make("zaq", teacher))
-    assert asked.warm_up == 0
-
-
-def test_a_source_that_asks_the_student_is_answered_from_the_first_lesson(
-    teacher: Teacher,
-) -> None:
-    config = DistillConfig(preset="gdfq", cross_entropy=0.0, steps=400, warm_up=0.1)
-    course = config.course(BITS, make("zaq", teacher))
-    assert [n for n in range(400) if course.tracks(n)] == list(range(40))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"warm_up": 1.0}, "warm_up is a share"),
-        ({"milestones": (0.5, 1.5)}, "milestones are shares"),
-        ({"keep": "first"}, "keep must be one of last, best"),
-        ({"epoch": 0}, "epoch must be above 0"),
-        ({"held_out": 1}, "held_out must be 0 or at least 2"),
-        ({"relations": -1.0}, "relations must not be negative"),
-        ({"distillation": 0.0}, "nothing to learn"),
-        ({"preset": "adasg", "flatness": 0.0}, "nothing to learn"),
-        ({"flatness": -1.0}, "flatness must not be negative"),
-        ({"mixing": "blend"}, "mixing must be one of none, mixup, cutmix"),
-        ({"preset": "gdfq", "mixing": "cutmix_images"}, "or mixing to 'cutmix'"),
-    ],
-)
-def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DistillConfig(**settings)
 
 
 def test_tracked_ranges_move_only_while_tracking(teacher: Teacher) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from small_teachers import two_convolutions
 from torch import Tensor, nn
 
 from emptyset.graph.student import Student, prepare
@@ -20,35 +20,14 @@ from emptyset.refiners.distill import DistillConfig
 from emptyset.refiners.inundation import TOLERANCE, Inundation, quantile, update_of
 from emptyset.refiners.learners import Learners
 from emptyset.refiners.training import Training
-from emptyset.teachers.teacher import InputSpec, Teacher, hash_of_weights
+from emptyset.teachers.teacher import Teacher
 
 RATE = 1e-3
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
-        self.conv2, self.bn2 = nn.Conv2d(12, 14, 3, 2, bias=False), nn.BatchNorm2d(14)
-        self.linear = nn.Linear(14, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return self.linear(x.mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    random = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        net = Net()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=random))
-    net.requires_grad_(False).eval()
-    spec = InputSpec((3, 8, 12), (0.5,) * 3, (0.25,) * 3)
-    return Teacher("test", net, spec, weights_hash=hash_of_weights(net))
+    return two_convolutions((12, 14), means=0.0, equal_norms=False)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_teachers import two_convolutions
 from torch import Tensor, nn
 
 from emptyset.errors import UnsupportedModelError
@@ -16,37 +17,15 @@ from emptyset.inversion.frozen_teacher import FrozenTeacher
 from emptyset.losses.texture_energy import texture_energies
 from emptyset.monitor import SILENT, SilentMonitor, State
 from emptyset.sources.texq import TexQ, TexQConfig
-from emptyset.teachers.teacher import InputSpec, Teacher, hash_of_weights
+from emptyset.teachers.teacher import InputSpec, Teacher
 
 CLASSES, BATCH = 5, 6
 SMALL = TexQConfig.smallest()
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.conv2, self.bn2 = nn.Conv2d(6, 7, 3, stride=2), nn.BatchNorm2d(7)
-        self.linear = nn.Linear(7, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(x)).relu()
-        return self.linear(self.bn2(self.conv2(x)).relu().mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    random = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        net = Net()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=random))
-        for norm in (net.bn1, net.bn2):
-            norm.running_mean.copy_(0.3 * torch.randn(norm.num_features, generator=random))
-    net.requires_grad_(False).eval()
-    spec = InputSpec((3, 8, 12), (0.5, 0.4, 0.45), (0.25, 0.2, 0.3))
-    return Teacher("test", net, spec, weights_hash=hash_of_weights(net))
+    return two_convolutions(classes=CLASSES, bias=True, scale=0.5, equal_norms=False)
 
 
 def groundwork(teacher: Teacher, config: TexQConfig) -> CalibrationCentres:

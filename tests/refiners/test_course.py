@@ -1,0 +1,80 @@
+"""Schedules of the presets are the published ones, and what contradicts itself is refused."""
+
+from typing import Any
+
+import pytest
+from learning_beside_source import BITS, make
+from small_teachers import two_convolutions
+
+from emptyset.refiners.distill import DistillConfig
+from emptyset.teachers.teacher import Teacher
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return two_convolutions()
+
+
+def test_presets_are_the_published_numbers(teacher: Teacher) -> None:
+    gdfq = DistillConfig(preset="gdfq").course(BITS)
+    assert (gdfq.steps, gdfq.warm_up, gdfq.range_steps) == (80_000, 800, 800)
+    assert (gdfq.distillation, gdfq.kd_reduction, gdfq.cross_entropy) == (1.0, "mean", 1.0)
+    rates = [gdfq.share_of_rate(n) for n in (0, 19_999, 20_000, 40_000, 60_000)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.01, 0.001])
+    large = DistillConfig(preset="gdfq", warm_up=0.125).course(BITS)
+    assert (large.warm_up, large.range_steps) == (10_000, 800)
+    assert [large.tracks(n) for n in (0, 9_199, 9_200, 9_999, 10_000)] == [0, 0, 1, 1, 0]
+    released = DistillConfig(preset="gdfq", warm_up=0.125, legacy=True).course(BITS)
+    assert [released.tracks(n) for n in (0, 799, 800, 9_999)] == [1, 1, 0, 0]
+    zaq = DistillConfig(preset="zaq").course(BITS)
+    assert (zaq.steps, zaq.warm_up, zaq.learning_rate, zaq.weight_decay) == (108_000, 0, 0.1, 5e-4)
+    assert (zaq.logit_distance, zaq.relations, zaq.distillation, zaq.nesterov) == (1, 1, 0, False)
+    rates = [zaq.share_of_rate(n) for n in (35_999, 36_000, 72_000)]
+    assert rates == pytest.approx([1, 0.1, 0.01])
+    for name in ("adasg", "adadfq"):
+        adaptive = DistillConfig(preset=name).course(BITS)
+        assert (adaptive.steps, adaptive.warm_up, adaptive.flatness) == (80_000, 800, 1.0)
+        assert (adaptive.distillation, adaptive.cross_entropy, adaptive.temperature) == (0, 0, 20)
+    texq = DistillConfig(preset="texq").course(BITS)
+    assert (texq.mixing, texq.cross_entropy, texq.kd_reduction) == ("mixup_images", 0, "batch_mean")
+    own = DistillConfig(preset="gdfq", milestones=(0.5,)).course(BITS)
+    assert [own.share_of_rate(n) for n in (39_999, 40_000)] == pytest.approx([1, 0.1])
+
+
+def test_beside_a_source_the_learned_preset_waits_for_it(teacher: Teacher) -> None:
+    alone = DistillConfig().course(BITS)
+    beside = DistillConfig().course(BITS, make("gdfq", teacher))
+    assert (alone.steps, alone.warm_up, alone.augmentation) == (500, 0, "shift")
+    assert (beside.steps, beside.warm_up, beside.augmentation) == (2000, 500, "none")
+    assert [beside.share_of_rate(n) for n in (500, 1250)] == pytest.approx([1, 0.5])
+    asked = DistillConfig().course(BITS, make("zaq", teacher))
+    assert asked.warm_up == 0
+
+
+def test_a_source_that_asks_the_student_is_answered_from_the_first_lesson(
+    teacher: Teacher,
+) -> None:
+    config = DistillConfig(preset="gdfq", cross_entropy=0.0, steps=400, warm_up=0.1)
+    course = config.course(BITS, make("zaq", teacher))
+    assert [n for n in range(400) if course.tracks(n)] == list(range(40))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warm_up": 1.0}, "warm_up is a share"),
+        ({"milestones": (0.5, 1.5)}, "milestones are shares"),
+        ({"keep": "first"}, "keep must be one of last, best"),
+        ({"epoch": 0}, "epoch must be above 0"),
+        ({"held_out": 1}, "held_out must be 0 or at least 2"),
+        ({"relations": -1.0}, "relations must not be negative"),
+        ({"distillation": 0.0}, "nothing to learn"),
+        ({"preset": "adasg", "flatness": 0.0}, "nothing to learn"),
+        ({"flatness": -1.0}, "flatness must not be negative"),
+        ({"mixing": "blend"}, "mixing must be one of none, mixup, cutmix"),
+        ({"preset": "gdfq", "mixing": "cutmix_images"}, "or mixing to 'cutmix'"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DistillConfig(**settings)

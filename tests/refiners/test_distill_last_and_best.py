@@ -1,0 +1,146 @@
+"""Last and best student are recorded; what diverged ends with the last good one."""
+
+from typing import Any
+
+import pytest
+import torch
+from learning_beside_source import BITS, PUBLISHED, make, taught
+from small_teachers import two_convolutions
+from torch import Tensor
+
+from emptyset.errors import CollapseError
+from emptyset.graph.student import Student, prepare
+from emptyset.images.image_set import ImageSet
+from emptyset.images.image_source import Lesson, LiveSource
+from emptyset.monitor import State
+from emptyset.refiners.finite_losses import DivergedError
+from emptyset.teachers.teacher import Teacher
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return two_convolutions()
+
+
+def test_last_and_best_are_recorded_and_the_one_asked_for_is_the_result(teacher: Teacher) -> None:
+    scores = iter([0.5, 0.9, 0.7, 0.6])
+    seen: list[dict[str, Tensor]] = []
+
+    def evaluate(student: Student) -> float:
+        assert not any(quantizer.trained for quantizer in student.quantizers.values())
+        seen.append(student.state_dict())
+        return next(scores)
+
+    for keep, expected in (("last", 3), ("best", 1)):
+        scores, seen = iter([0.5, 0.9, 0.7, 0.6]), []
+        student = taught(
+            teacher, make("gdfq", teacher), evaluate=evaluate, keep=keep, preset="learned",
+            warm_up=0.0,
+        )  # fmt: skip
+        (record,) = student.records
+        assert record["last"] == {"update": 12, "score": 0.6}
+        assert record["best"] == {"update": 6, "score": 0.9}
+        assert [look["update"] for look in record["epochs"]] == [3, 6, 9, 12]
+        assert record["judged_by"] == "the given evaluation"
+        assert record["kept"] == keep
+        for path in student.originals:
+            assert torch.equal(student.state_dict()[path], seen[expected][path]), path
+        for name in student.quantizers:
+            key = f"quantizer:{name}:scale"
+            assert torch.equal(student.state_dict()[key], seen[expected][key]), key
+
+
+def test_by_itself_the_best_is_who_agrees_most_on_the_generators_images(teacher: Teacher) -> None:
+    source = make("gdfq", teacher)
+    student = taught(teacher, source, preset="learned", warm_up=0.0, held_out=16)
+    (record,) = student.records
+    images = source.drawn(16, seed=7 * 1_000_003 + 2).images
+    same = student(images).argmax(1) == teacher.module(images).argmax(1)
+    assert record["last"]["score"] == pytest.approx(float(same.float().mean()))
+    assert "16 images of the generator" in record["judged_by"]
+
+
+def test_nothing_is_judged_where_nothing_is_held_out(teacher: Teacher) -> None:
+    assert taught(teacher, make("gdfq", teacher), held_out=0).records == []
+
+
+class Poisoned:
+    """A source that makes the teacher say what is no number, from some lesson on."""
+
+    def __init__(self, source: LiveSource, first: int) -> None:
+        self._source, self._left = source, first
+        self.needs_student, self.needs_features = source.needs_student, source.needs_features
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def begin(self, lessons: int, batch_size: int, *, monitor: Any) -> None:
+        self._source.begin(lessons, batch_size, monitor=monitor)
+
+    def next_batch(self, size: int) -> Lesson:
+        lesson = self._source.next_batch(size)
+        self._left -= 1
+        if self._left >= 0:
+            return lesson
+        assert lesson.teacher_logits is not None
+        return Lesson(lesson.images, lesson.targets, lesson.teacher_logits * float("nan"))
+
+    def learn_from(self, outcome: Any) -> None: ...
+    def drawn(self, count: int, *, seed: int) -> ImageSet:
+        return self._source.drawn(count, seed=seed)
+
+    def fault(self) -> str | None:
+        return self._source.fault()
+
+    def state(self) -> State:
+        return self._source.state()
+
+    def load_state(self, state: State) -> None:
+        self._source.load_state(state)
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_the_last_good_student(
+    teacher: Teacher,
+) -> None:
+    good: list[dict[str, Tensor]] = []
+
+    def evaluate(student: Student) -> float:
+        good.append(student.state_dict())
+        return 0.0
+
+    student = prepare(teacher, BITS, **PUBLISHED)
+    source = Poisoned(make("gdfq", teacher), first=8)
+    assert isinstance(source, LiveSource)
+    with pytest.raises(DivergedError, match="loss term 'distillation' is NaN") as caught:
+        taught(teacher, source, student=student, preset="gdfq", evaluate=evaluate)
+    assert caught.value.kept
+    assert "as it was after batch 6" in str(caught.value)
+    assert "Lower learning_rate" in str(caught.value)
+    for path in student.originals:
+        assert torch.equal(student.state_dict()[path], good[-1][path]), path
+    assert not any(p.requires_grad for p in student.program.parameters())
+    assert not any(quantizer.trained for quantizer in student.quantizers.values())
+
+
+def test_before_anything_was_good_the_student_stays_as_it_was(teacher: Teacher) -> None:
+    student = prepare(teacher, BITS, **PUBLISHED)
+    before = student.state_dict()
+    with pytest.raises(DivergedError) as caught:
+        taught(teacher, Poisoned(make("gdfq", teacher), first=1), student=student, preset="gdfq")
+    assert not caught.value.kept
+    assert student.originals == {}
+    after = student.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_a_term_of_the_generator_that_is_not_finite_is_named(teacher: Teacher) -> None:
+    source = make("gdfq", teacher)
+    with torch.no_grad():
+        source.generator.backbone.conv3.bias.fill_(float("nan"))
+    with pytest.raises(CollapseError, match="'gdfq: cross entropy' is NaN"):
+        taught(teacher, source, **PUBLISHED, preset="gdfq", warm_up=0.5)
+    broken = make("gdfq", teacher)
+    with torch.no_grad():
+        broken.generator.backbone.conv3.bias.fill_(float("nan"))
+    with pytest.raises(CollapseError, match="the source diverged: its loss term 'gdfq: cross"):
+        taught(teacher, broken, preset="learned", warm_up=0.5)
