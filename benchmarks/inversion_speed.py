@@ -1,11 +1,12 @@
 """Image-iterations per second of the inversion engine, against Sony's MCT and a plain loop.
 
     python benchmarks/inversion_speed.py [--only mct,genie_d] [--mct-python PYTHON] [--images 256]
-        [--batch 128] [--steps 500] [--threads 2]
+        [--batch 128] [--steps 500] [--planned 1000] [--threads 2]
 
 Every side is one whole job in a process of its own: the same number of images, moved by the same
 number of steps, in equal batches. The jobs work by turns of ten steps. Ours is what users get,
-`Synthesizer.synthesize`; whether it compiles is its own decision. All images are judged by
+`Synthesizer.synthesize`; whether it compiles is its own decision, made for ``--planned`` steps,
+of which ``--steps`` are run (MCT makes 1,000, Genie-D 4,000). All images are judged by
 `evaluate/batch_norm_distance.py` in float32. Needs `../shared/weights`; the MCT side needs an
 environment of its own:
 
@@ -37,6 +38,7 @@ from inversion_plain_loops import PlainGenie
 from emptyset.cli.freed_memory import keep_freed_memory
 from emptyset.evaluate.batch_norm_distance import batch_norm_distance
 from emptyset.images.image_set import ImageSet
+from emptyset.inversion import engine
 from emptyset.monitor import SilentMonitor
 from emptyset.registry import synthesizers
 
@@ -58,7 +60,7 @@ TITLES = {
     "mct_pixels": "MCT, without its smoothing and cropping",
     "plain_genie": "plain loop of the paper's settings",
 }
-SHAPE = ("images", "batch", "steps", "threads", "seed")
+SHAPE = ("images", "batch", "steps", "planned", "threads", "seed")
 PIECE = 10
 
 
@@ -94,6 +96,10 @@ def child(options: argparse.Namespace) -> None:
     keep_freed_memory()
     entry = synthesizers.get(method)
     maker = entry.make(entry.config(steps=options.steps, batch_size=options.batch, **settings))
+    as_planned = engine.worth_compiling
+    engine.worth_compiling = lambda device, *, steps, **work: as_planned(
+        device, steps=steps * options.planned // options.steps, **work
+    )
     turns.begin()
     made: ImageSet = maker.synthesize(
         teacher, options.images, seed=options.seed, monitor=PacedMonitor(turns)
@@ -105,15 +111,14 @@ def child(options: argparse.Namespace) -> None:
 
 def jobs_of(comparison: str, options: argparse.Namespace, folder: Path) -> list[Job]:
     """Ours first."""
-    shape = [
-        f"--{n}={getattr(options, n)}" for n in ("images", "batch", "steps", "threads", "seed")
-    ]
+    shape = [f"--{n}={getattr(options, n)}" for n in SHAPE if n != "planned"]
     batches = options.images // options.batch
     threads = {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     own = [sys.executable, "-W", "ignore", str(HERE / "inversion_speed.py"), *shape]
 
     def ours(name: str, job: str) -> Job:
-        command = [*own, f"--child={job}", f"--out={folder / name}.npy"]
+        command = [*own, f"--planned={options.planned}", f"--child={job}"]
+        command.append(f"--out={folder / name}.npy")
         return Job(name, command, options.steps * batches, options.batch, threads)
 
     jobs = [ours(OURS[comparison][0], comparison)]
@@ -163,8 +168,8 @@ def compare(comparison: str, options: argparse.Namespace) -> list[dict[str, Any]
     rows = [row_of(job, ImageSet(torch.from_numpy(made[job.name])), options.batch) for job in jobs]
     about = {
         "comparison": comparison, "images": options.images, "batch": options.batch,
-        "steps": options.steps, "threads": options.threads, "seed": options.seed,
-        "load_average_before": round(load, 2),
+        "steps": options.steps, "planned": options.planned, "threads": options.threads,
+        "seed": options.seed, "load_average_before": round(load, 2),
     }  # fmt: skip
     for row in rows:
         row |= {
@@ -210,8 +215,8 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines += [
             "",
             f"{about['images']} images in batches of {about['batch']}, {about['steps']} steps "
-            f"each, {about['threads']} threads, torch {about['torch']}, load average before "
-            f"{about['load_average_before']}.",
+            f"each of {about['planned']:,} planned, {about['threads']} threads, torch "
+            f"{about['torch']}, load average before {about['load_average_before']}.",
             "",
             "| side | image-iterations / s | ours is faster by | with set-up "
             "| in CPU time | first step [s] "
@@ -247,6 +252,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--planned", type=int, default=1000, help="steps that ours decides for")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, default=RESULTS, help="JSON; a page beside it")

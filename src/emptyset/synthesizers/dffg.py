@@ -62,7 +62,7 @@ class DffgConfig(InversionConfig):
         classes: Make images of these classes only; empty: of all.
     """
 
-    steps: int = 500
+    steps: int = 400
     step_size: float = 0.1
     final_step_size: float = 0.005
     momentum: float = 0.9
