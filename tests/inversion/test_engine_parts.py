@@ -1,5 +1,6 @@
 """What a method may ask of the engine beside its loss: context, finish, filter, swing, others."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -137,6 +138,22 @@ def test_a_swing_is_a_crop_of_the_reflected_image(offset: tuple[int, int]) -> No
     columns = [[1, 0, 1, 2, 3, 2][offset[1] + j] for j in range(4)]
     expected = [[x[0, 0, i, j].item() for j in columns] for i in rows]
     assert shifted(x, torch.tensor(offset))[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 2), (4, 7)])
+def test_gradients_go_back_to_the_pixels_that_a_swing_shows(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *size, generator=generator, requires_grad=True)
+    slope = torch.randn(x.shape, generator=generator)
+    whole = torch.compile(shifted, fullgraph=True, backend="aot_eager", dynamic=False)
+    for down, right in itertools.product(range(3), repeat=2):
+        padded = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")
+        crop = padded[:, :, down : down + size[0], right : right + size[1]]
+        (expected,) = torch.autograd.grad(crop, x, slope)
+        for way in (shifted, whole):
+            found = way(x, torch.tensor([down, right]))
+            torch.testing.assert_close(found, crop)
+            torch.testing.assert_close(torch.autograd.grad(found, x, slope)[0], expected)
 
 
 def test_strided_convolutions_swing_inside_the_block_only() -> None:

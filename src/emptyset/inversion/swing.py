@@ -36,19 +36,51 @@ def shifted(x_NCHW: Tensor, offset: Tensor) -> Tensor:
     height, width = x_NCHW.shape[2:]
     if min(height, width) < 2:
         return x_NCHW
-    # Indices, not slices: a slice would wait for the device to tell where it starts.
-    rows = _reflected(height, offset[0])
-    columns = _reflected(width, offset[1])
     # Channels last, as the teacher's copy is: whole rows and whole pixels are moved.
-    x_NHWC = x_NCHW.permute(0, 2, 3, 1).index_select(1, rows).index_select(2, columns)
+    x_NHWC = _moved(_moved(x_NCHW.permute(0, 2, 3, 1), offset[0], 1), offset[1], 2)
     return x_NHWC.permute(0, 3, 1, 2)
 
 
-def _reflected(size: int, offset: Tensor) -> Tensor:
-    """Which pixel lies at each place of the crop, ``(size,)``; the border is a mirror."""
-    last = size - 1
-    places = (torch.arange(size, device=offset.device) + offset - 1).abs()
-    return last - (last - places).abs()
+def _moved(x: Tensor, offset: Tensor, dim: int) -> Tensor:
+    """``shifted`` along one dimension; typed here, as ``apply`` is not."""
+    moved: Tensor = _Moved.apply(x, offset, dim)  # type: ignore[no-untyped-call]
+    return moved
+
+
+class _Moved(torch.autograd.Function):
+    """The crop of a reflected line; its gradient is gathered too, and so fuses when compiled.
+
+    Torch's own gradient of a selection adds element by element, on one thread.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, offset: Tensor, dim: int) -> Tensor:
+        ctx.save_for_backward(offset)
+        ctx.dim = dim
+        # Indices, not slices: a slice would wait for the device to tell where it starts.
+        places = torch.arange(x.shape[dim], device=offset.device) + offset - 1
+        last = x.shape[dim] - 1
+        return x.index_select(dim, last - (last - places.abs()).abs())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (offset,), dim = ctx.saved_tensors, ctx.dim
+        size = gradients[0].shape[dim]
+        pixels = torch.arange(size, device=offset.device)
+        # A pixel is seen at its own place, unless that lies outside the crop ...
+        own = pixels - offset + 1
+        seen = (own >= 0) & (own < size)
+        # ... and the second from a border also beyond it, at the end of the crop.
+        last = size - 1
+        mirrored = torch.where(offset == 2, pixels == last - 1, (offset == 0) & (pixels == 1))
+        end = torch.where(offset == 2, last, 0).expand(size)
+        shape = [size if d == dim else 1 for d in range(gradients[0].dim())]
+
+        def part(where: Tensor, counts: Tensor) -> Tensor:
+            share = counts.to(gradients[0].dtype).view(shape)
+            return gradients[0].index_select(dim, where.clamp(0, last)) * share
+
+        return part(own, seen) + part(end, mirrored), None, None
 
 
 @contextmanager
