@@ -141,6 +141,11 @@ NO_HARVEST = [
 
 RECIPES = {
     "published, 1/100": Recipe("published", "frozen", fraction=0.01),
+    # The divergence as a mean over classes too, as GDFQ has it: summed over them, as IntraQ has it,
+    # it destroys the CIFAR-10 network within ten updates.
+    "published, 1/100, weak KD": Recipe(
+        "published", "frozen", fraction=0.01, more={0: {"kd_reduction": "mean"}}
+    ),
     # Ours: the fewer bits, the longer.
     "learned": Recipe(
         "learned", "fold",
@@ -152,6 +157,7 @@ RECIPES = {
     "learned, 100 updates": Recipe("learned", "fold", more={0: {"steps": 100, "batch_size": 128}}),
 }  # fmt: skip
 OURS, THEIRS, QUICK = "learned", "published, 1/100", "learned, 100 updates"
+WEAK = "published, 1/100, weak KD"
 BEST = "harvested spectrum"
 BITS = ("w3a3", "w4a4", "w5a5")
 
@@ -159,27 +165,28 @@ BITS = ("w3a3", "w4a4", "w5a5")
 ACCURACY = [
     *(Cell(AKA, BEST, bits, OURS) for bits in BITS),
     *(Cell(AKA, "real 5120", bits, OURS) for bits in BITS),
-    *(Cell(AKA, "dffg", bits, THEIRS) for bits in BITS),
+    *(Cell(AKA, "dffg", bits, WEAK) for bits in BITS),
+    Cell(AKA, "dffg", "w4a4", THEIRS),
     *(Cell(C100, BEST, bits, OURS) for bits in BITS),
     *(Cell(C100, "real 5120", bits, OURS) for bits in BITS),
-    *(Cell(AKA, "real 5120", bits, THEIRS) for bits in BITS),
+    *(Cell(AKA, "real 5120", bits, WEAK) for bits in BITS),
     *(Cell(C100, images, bits, THEIRS) for bits in BITS for images in ("dffg", "real 5120")),
     *(Cell(C10, BEST, bits, OURS) for bits in BITS),
     *(Cell(C10, "real 5120", bits, OURS) for bits in BITS),
     *(Cell(C10, images, bits, THEIRS) for bits in BITS for images in ("dffg", "real 5120")),
-    *(Cell(AKA, "zeroq+il", bits, THEIRS) for bits in BITS),
+    *(Cell(AKA, "zeroq+il", bits, WEAK) for bits in BITS),
     # Which exponent, which images.
     *(Cell(AKA, images, "w3a3", OURS) for images in ("spectrum", "spectrum 1.5", "zeroq+il")),
     *(
         Cell(AKA, images, "w3a3", recipe, seed)
         for seed in (1, 2)
-        for images, recipe in ((BEST, OURS), ("dffg", THEIRS), ("zeroq+il", THEIRS))
+        for images, recipe in ((BEST, OURS), ("dffg", WEAK), ("zeroq+il", WEAK))
     ),
     *(
         Cell(AKA, images, bits, recipe, seed)
         for seed in (1, 2)
         for bits in ("w4a4", "w5a5")
-        for images, recipe in ((BEST, OURS), ("dffg", THEIRS), ("zeroq+il", THEIRS))
+        for images, recipe in ((BEST, OURS), ("dffg", WEAK), ("zeroq+il", WEAK))
     ),
 ]
 TABLES = {
@@ -212,7 +219,9 @@ ABOUT = {
         "`python benchmarks/inversion_accuracy.py`: top-1 [%] of 10,000 test images, last epoch",
         "first; `best` is the best of three measured epochs. Recipe `learned`: refiner `distill`,",
         "preset `learned`, batches of 128, Mixup. `published, 1/100`: a hundredth of IntraQ's",
-        "30,200 updates of 256, milestones and range updates scaled alike.",
+        "30,200 updates of 256, milestones and range updates scaled alike; `weak KD`: the",
+        "divergence is a mean over classes too (GDFQ's form), since summed over them (IntraQ's) it",
+        "destroys the CIFAR-10 network within ten updates.",
         *_COLUMNS,
     ],
     "dffg_sweep": [
