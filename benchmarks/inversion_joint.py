@@ -16,7 +16,6 @@ the table already has are not measured again. Needs `../shared`.
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +24,7 @@ from typing import Any
 
 import shared_networks as shared
 import torch
+from kept_rows import Table
 
 import emptyset
 from emptyset.evaluate.batch_norm_distance import batch_norm_distance
@@ -38,9 +38,22 @@ from emptyset.teachers.teacher import Teacher
 
 NETWORK = "cifar10_resnet20_akamaster"
 COUNT = 1024
-RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parent.parent / "runs" / "benchmarks"
 KEY = ("images", "statistics", "batch", "turn", "steps", "updates", "seed")
+TABLE = Table(
+    "inversion_joint",
+    KEY,
+    "BatchNorm statistics of the whole set, or batch by batch",
+    (
+        f"`python benchmarks/inversion_joint.py`: {COUNT:,} images for `{NETWORK}`, plan",
+        "`every_layer`; `float_inputs` counts those besides image and pooled features. Rows of",
+        "one method cost the same image-iterations. Distances: sum over layers of the norms of the",
+        "gaps of mean and standard deviation (`l2`), mean of their squares (`mse`), of the whole",
+        "set and of batches of the size that was optimised together (mean and spread over the",
+        "batches). `class_agreement`, top-1 [%]; `w3a3_distilled`: preset `learned`, `updates` of",
+        "128 images.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -216,44 +229,6 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def rows_there() -> list[dict[str, Any]]:
-    """What the committed table has."""
-    path = RESULTS / "inversion_joint.json"
-    rows: list[dict[str, Any]] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    )
-    return rows
-
-
-def write(row: dict[str, Any]) -> None:
-    """The committed table with this row; read again, as another process may have written."""
-    kept = {tuple(r[k] for k in KEY): r for r in [*rows_there(), row]}
-    rows = [kept[key] for key in sorted(kept, key=str)]
-    path = RESULTS / "inversion_joint.json"
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
-    columns = list(rows[0])
-    lines = [
-        "# BatchNorm statistics of the whole set, or batch by batch",
-        "",
-        f"{COUNT:,} images for `{NETWORK}`, plan `every_layer`; `float_inputs` counts those "
-        "besides image and pooled features. Rows of one method cost the same image-iterations. "
-        "Distances: sum over layers of the norms of the gaps of mean and standard deviation "
-        "(`l2`), mean of their squares (`mse`), of the whole set and of batches of the size that "
-        "was optimised together (mean and spread over the batches). `class_agreement`, top-1 [%]; "
-        "`w3a3_distilled`: preset `learned`, `updates` of 128 images.",
-        "",
-        f"| {' | '.join(columns)} |",
-        f"|{'---|' * len(columns)}",
-        *(f"| {' | '.join('' if r[c] is None else str(r[c]) for c in columns)} |" for r in rows),
-        "",
-        "Measure again: `python benchmarks/inversion_joint.py`.",
-        "",
-    ]
-    (RESULTS / "inversion_joint.md").write_text("\n".join(lines), encoding="utf-8")
-
-
 def main() -> None:
     """Measure the rows that are missing, in the order of the cells."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -272,14 +247,13 @@ def main() -> None:
         if options.only not in cell.describe():
             continue
         print(cell.describe(), flush=True)
-        if test is None or key_of(cell, budget) in {
-            tuple(row[k] for k in KEY) for row in rows_there()
-        }:
+        known = TABLE.has(dict(zip(KEY, key_of(cell, budget), strict=True)))
+        if test is None or known:
             continue
         row = measure(cell, budget, test)
         print(row, flush=True)
         if options.limit is None:
-            write(row)
+            TABLE.write(row)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ TITLES = {
     "mct_pixels": "MCT, without its smoothing and cropping",
     "plain_genie": "plain loop of the paper's settings",
 }
-SHAPE = ("images", "batch", "steps", "planned", "threads", "seed")
+SHAPE = ("images", "batch", "steps", "threads", "seed")
 PIECE = 10
 
 
@@ -111,7 +111,7 @@ def child(options: argparse.Namespace) -> None:
 
 def jobs_of(comparison: str, options: argparse.Namespace, folder: Path) -> list[Job]:
     """Ours first."""
-    shape = [f"--{n}={getattr(options, n)}" for n in SHAPE if n != "planned"]
+    shape = [f"--{n}={getattr(options, n)}" for n in SHAPE]
     batches = options.images // options.batch
     threads = {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     own = [sys.executable, "-W", "ignore", str(HERE / "inversion_speed.py"), *shape]
