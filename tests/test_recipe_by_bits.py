@@ -207,7 +207,7 @@ def test_what_was_chosen_is_told_in_one_line() -> None:
     assert teacher is not None
     assert recipe.about is not None
     assert recipe.about.startswith(
-        "Recipe for w4a4: practical_w4a4, which is genie (1,500 steps), then distill (200 steps), "
+        "Recipe for w4a4: practical_w4a4, which is genie (1,000 steps), then distill (200 steps), "
         "on 1,024 images of dffg, since "
     )
     assert recipe.about.endswith("--recipe NAME or --set KEY=VALUE changes that.")
