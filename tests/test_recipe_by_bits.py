@@ -180,7 +180,7 @@ def test_the_count_that_was_asked_for_is_not_cut() -> None:
 
 
 def test_images_that_are_there_already_leave_more_time_for_steps() -> None:
-    recipe = practical_recipe("w4a4")
+    recipe = practical_recipe("w4a8")
     given, made = (practical_choice(recipe, LARGE, made=made) for made in (False, True))
     assert given.cut is not None
     assert made.cut is not None
