@@ -6,13 +6,22 @@ Plain functions, each usable alone. Nothing here knows recipes, run folders or s
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emptyset.errors import ImagesError
+import torch
+
+from emptyset.errors import ImagesError, RecipeError
+from emptyset.inversion.labels import class_count
+from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import sources
 from emptyset.settings import checked_config
 from emptyset.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
     from emptyset.generators.generator_source import GeneratorSource
+    from emptyset.images.image_set import ImageSet
+    from emptyset.images.image_source import LiveSource
+    from emptyset.images.images_beside import WithImagesBeside
+
+CHOICES = ("confusing", "unconfusing", "all")
 
 
 def source(
@@ -60,6 +69,64 @@ def generator_from(path: Path | str, teacher: Teacher) -> "GeneratorSource":
     made = source(teacher, card["method"], seed=card["seed"], **card["settings"])
     made.load_network(network, card)
     return made
+
+
+def with_real_images(
+    source: "LiveSource",
+    images: "ImageSet",
+    teacher: Teacher,
+    *,
+    choose: str = "confusing",
+    per_class: int | None = None,
+    below: float | None = None,
+    share: float = 0.1,
+    seed: int = 0,
+    monitor: Monitor = SILENT,
+) -> "WithImagesBeside":
+    """Real images in the student's batches beside a source's own: for analysis, not data-free.
+
+    Qimera's table 1 asks in this way whether images near the boundaries between classes are what
+    generated ones lack (arXiv:2111.02625; the share of a batch is not published).
+
+    Args:
+        source: Makes the other images.
+        images: Real ones with labels, in the teacher's normalised units.
+        teacher: The network whose confidence decides.
+        choose: ``confusing``, ``unconfusing`` (as many others, the control) or ``all``.
+        per_class: Most confusing images of one class.
+        below: Confidence below which an image is confusing. Where neither is given both are as
+            published, 15 and 0.25; where one is given, the other one sets no limit.
+        share: Of every batch.
+        seed: Of the control and of the order.
+        monitor: Hears of progress, and how many images were chosen.
+
+    Raises:
+        ImagesError: If there are no labels, or no image is chosen.
+        RecipeError: If ``choose`` is none of these.
+    """
+    from emptyset.evaluate.confusing_images import BELOW, PER_CLASS, confusing_images
+    from emptyset.images.images_beside import WithImagesBeside
+
+    if choose not in CHOICES:
+        raise RecipeError(f"'choose' must be one of {', '.join(CHOICES)}. Got '{choose}'.")
+    if per_class is None and below is None:
+        per_class, below = PER_CLASS, BELOW
+    told = f"all {len(images)}"
+    if choose != "all":
+        found = confusing_images(
+            teacher.module, images, seed=seed, per_class=per_class, below=below, monitor=monitor
+        )
+        chosen = list(found.confusing if choose == "confusing" else found.unconfusing)
+        if not chosen:
+            raise ImagesError(
+                f"The teacher is surer than {below} of all {len(images)} images, so none is "
+                "confusing. Raise below, or give per_class alone: then the least sure are taken."
+            )
+        told = f"{len(chosen)} {choose} of {len(images)}"
+        images = images.subset(torch.tensor(chosen))
+    monitor.note(f"{told} real images stand in the batches: for analysis, not data-free.")
+    classes = class_count(teacher, "images beside a source")
+    return WithImagesBeside(source, images, classes=classes, share=share, seed=seed)
 
 
 def draw_to(

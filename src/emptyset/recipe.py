@@ -15,7 +15,7 @@ from emptyset.errors import RecipeError, UnknownNameError
 from emptyset.quantizers.bits import Bits
 from emptyset.recipe_by_bits import practical_names
 from emptyset.recipe_text import apply_setting, read_marked
-from emptyset.recipe_with_source import SOURCE_REFINERS, require_use_of_source
+from emptyset.recipe_with_source import SOURCE_REFINERS, BesideSection, require_use_of_source
 from emptyset.recipe_without_images import DATA_FREE_REFINERS, NONE, require_no_need
 from emptyset.registry import Registry, nearest, plans, refiners, selectors, sources, synthesizers
 from emptyset.settings import KeyPath, Places, checked_config, complaint, explain
@@ -100,6 +100,7 @@ class SourceSection(MethodSection):
     """A generator trained beside the student, and how many images of it are kept at the end."""
 
     count: Annotated[int, Field(ge=2)] = DEFAULT_COUNT
+    beside: BesideSection | None = None
 
 
 class PlanSection(BaseModel):

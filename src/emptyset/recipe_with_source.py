@@ -1,7 +1,9 @@
 """Recipes with a ``source``: a generator that is trained beside the student by one refiner."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from emptyset.errors import RecipeError
 from emptyset.recipe_without_images import NONE
@@ -10,6 +12,28 @@ from emptyset.settings import Places, checked_config, complaint
 
 SOURCE_REFINERS: tuple[dict[str, Any], ...] = ({"method": "distill"},)
 _INSTEAD = "this recipe has none before its source is trained. Add `synthesize` or `images`."
+
+
+class BesideSection(BaseModel):
+    """Real images in the student's batches beside the source's: for analysis, not data-free.
+
+    Attributes:
+        images: Folder with one subfolder per class, npz file or stored image set; with labels.
+        choose: ``confusing``: those that the teacher is least sure of, class by class;
+            ``unconfusing``: as many others, the control; ``all``.
+        per_class: Most confusing images of one class.
+        below: Confidence below which an image is confusing. Where neither is given both are as
+            published, 15 and 0.25; where one is given, the other one sets no limit.
+        share: Of every batch.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    images: str
+    choose: Literal["confusing", "unconfusing", "all"] = "confusing"
+    per_class: Annotated[int | None, Field(ge=1)] = None
+    below: Annotated[float | None, Field(gt=0, le=1)] = None
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
 def takes_source(name: str, settings: Mapping[str, Any]) -> bool:

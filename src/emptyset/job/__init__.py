@@ -119,6 +119,7 @@ def _outer_inputs(recipe: Recipe) -> dict[str, Any]:
         recipe.teacher.classes,
         recipe.images,
         recipe.evaluate.images,
+        recipe.source.beside.images if recipe.source and recipe.source.beside else None,
     ]
     return {
         "recipe": recipe.hash(),

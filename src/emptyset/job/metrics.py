@@ -97,9 +97,11 @@ def _images(recipe: Recipe, count: int, history: Sequence[dict[str, Any]]) -> di
     if recipe.images == NONE:
         given = []
     section = recipe.synthesize or recipe.source
+    beside = recipe.source.beside if recipe.source else None
     return {
         "source": recipe.images or (section.method if section else None),
         "made": recipe.images is None,
         "count": count,
         "history": [dict(entry) for entry in history] or given,
+        **({"beside": beside.model_dump()} if beside else {}),
     }

@@ -3,17 +3,21 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from emptyset import generation
+from emptyset import generation, pipeline
+from emptyset.disk import fingerprint
 from emptyset.generators.generator_file import save_generator
 from emptyset.images.image_set import ImageSet
+from emptyset.images.images_beside import WithImagesBeside
 from emptyset.job.context import RunContext
 from emptyset.job.from_recipe import labelled_path
 from emptyset.job.image_stages import JUDGED, OTHER_SEED, KnownImages, judged_images, probes_of
 from emptyset.monitor import Monitor
+from emptyset.recipe import Recipe
 from emptyset.recipe_with_source import draws_images_last
 from emptyset.refiners.finite_losses import DivergedError
 from emptyset.run_folder import GENERATOR, IMAGES, LAST_GOOD, Workplace
@@ -31,6 +35,41 @@ def source_of(context: RunContext) -> Any:
     return generation.source(
         context.teacher, section.method, seed=context.recipe.seed, **section.settings()
     )
+
+
+def beside_of(context: RunContext, source: Any, monitor: Monitor) -> Any:
+    """The source as the student sees it: with real images in its batches where asked for."""
+    section = context.recipe.source
+    if section is None or section.beside is None:
+        return source
+    found = pipeline.images_from(section.beside.images, context.teacher)
+    settings = section.beside.model_dump(exclude={"images"})
+    return generation.with_real_images(
+        source,
+        found.image_set(),
+        context.teacher,
+        seed=context.recipe.seed,
+        monitor=monitor,
+        **settings,
+    )
+
+
+def record_beside(source: Any, student: "Student") -> None:
+    """Tell in the metrics how many real images stood beside the source's."""
+    if isinstance(source, WithImagesBeside):
+        student.records.append({"refiner": "distill", "real_images_beside": source.stored_count})
+
+
+def source_identity(recipe: Recipe) -> list[Any]:
+    """What tells the source from others, and the real images in its batches; none: nothing."""
+    section = recipe.source
+    if section is None:
+        return []
+    found: list[Any] = [section.model_dump(exclude={"count", "beside"})]
+    if section.beside is not None:
+        path = Path(section.beside.images)
+        found.append([section.beside.model_dump(exclude={"images"}), fingerprint(path)])
+    return found
 
 
 def keep_trained(source: Any, student: "Student", monitor: Monitor) -> None:

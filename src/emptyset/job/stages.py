@@ -15,9 +15,12 @@ from emptyset.job.image_stages import KnownImages
 from emptyset.job.metrics import collect, file_facts
 from emptyset.job.mixed_precision import decided_overrides, recorded_overrides
 from emptyset.job.source_stages import (
+    beside_of,
     keep_trained,
     keeping_last_good,
+    record_beside,
     restore_trained,
+    source_identity,
     source_of,
     write_generator,
 )
@@ -78,7 +81,7 @@ class Stages:
             [section.model_dump() for section in recipe.refine],
             recipe.seed,
             *([chosen] if chosen else []),
-            *([recipe.source.model_dump(exclude={"count"})] if recipe.source else []),
+            *source_identity(recipe),
         ]
 
         def work(at: Workplace) -> dict[str, Any]:
@@ -107,17 +110,20 @@ class Stages:
             if source is not None:
                 restore_trained(source, student, at.monitor)
         else:
-            images = None if self._fitted.probes else self._fitted.images
+            shown: Any = None if self._fitted.probes else self._fitted.images
+            if source is not None:
+                shown = beside_of(self._context, source, at.monitor)
             with keeping_last_good(self._context, student, at.monitor):
                 pipeline.refine(
                     student,
-                    images if source is None else source,
+                    shown,
                     section.method,
                     seed=self._context.recipe.seed,
                     monitor=PrefixedMonitor(at.monitor, f"{index}"),
                     **self._fitting(student, section),
                 )
             if source is not None:
+                record_beside(shown, student)
                 keep_trained(source, student, at.monitor)
             at.monitor.keep(key, student.state_dict, final=True)
         if source is not None:

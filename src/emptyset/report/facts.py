@@ -150,4 +150,11 @@ def headline(metrics: dict[str, Any]) -> str:
             f"Calibrated with {count:,} images of Gaussian NOISE, as asked for. Ranges from noise "
             "are often wrong; prefer a synthesizer or a few real images."
         )
+    beside = images.get("beside")
+    if beside:
+        return (
+            f"Trained with images made by {source} and REAL images from {beside['images']} beside "
+            f"them ({beside['choose']}, {beside['share']:.0%} of a batch): for analysis, not "
+            "data-free."
+        )
     return f"Calibrated with {count:,} images made by {source} from the network alone; no real one."
