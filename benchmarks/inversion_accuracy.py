@@ -27,9 +27,11 @@ import emptyset
 from emptyset.evaluate.image_quality import image_quality
 from emptyset.graph.student import Student
 from emptyset.images.image_set import ImageSet
+from emptyset.inversion.budget import image_iterations
 from emptyset.kept_states import KeepingMonitor
 from emptyset.monitor import SILENT, State
 from emptyset.refiners.distill import Distill, DistillConfig
+from emptyset.registry import synthesizers
 from emptyset.teachers.teacher import Teacher
 
 WORK = Path(__file__).parent.parent / "runs" / "benchmarks"
@@ -168,8 +170,18 @@ def row_of(
         "last": round(last, 2), "lost": round(float_top1 - last, 2), "best": round(best, 2),
         "calibrated_only": round(before, 2), "updates": config.steps,
         "batch": config.batch_size, "images_count": len(images),
-        "image_iterations": cells.image_iterations(cell.images),
+        "image_iterations": _iterations_of(cell.images, teacher),
     }  # fmt: skip
+
+
+def _iterations_of(name: str, teacher: Teacher) -> int | None:
+    """Image-iterations that a set of images cost; None of real ones."""
+    if name.startswith("real"):
+        return None
+    recipe = cells.IMAGES[name]
+    entry = synthesizers.get(recipe.method)
+    made = entry.make(entry.config(**recipe.settings))
+    return image_iterations(made, teacher, recipe.count)
 
 
 def float_top1_of(teacher: Teacher, network: str, test: ImageSet) -> float:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emptyset.quantizers.bits import Bits
-from emptyset.registry import synthesizers
 
 AKA = "cifar10_resnet20_akamaster"
 C10 = "cifar10_resnet20_distiller"
@@ -69,16 +68,6 @@ class Cell:
     def describe(self) -> str:
         """On one line."""
         return f"{self.network} | {self.images} | {self.bits} | {self.recipe} | seed {self.seed}"
-
-
-def image_iterations(name: str) -> int | None:
-    """Images times the steps that each was optimised for; None for real images."""
-    if name.startswith("real"):
-        return None
-    images = IMAGES[name]
-    entry = synthesizers.get(images.method)
-    config = entry.config(**images.settings)
-    return images.count * int(config.steps) // int(getattr(config, "snapshots", 1))
 
 
 _IL = {

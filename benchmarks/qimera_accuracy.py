@@ -1,0 +1,136 @@
+"""Points lost by students that are trained beside generators; real images in the same recipe.
+
+    python benchmarks/qimera_accuracy.py --list
+    python benchmarks/qimera_accuracy.py [--table accuracy] [--only TEXT] [--threads 2]
+
+Every row is one student: network, source, bits, recipe, seed. Training is kept in
+`runs/benchmarks/`, so a killed run goes on where it was; rows that the table already has are not
+measured again. Trained generators are kept there too. Needs `../shared`.
+"""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import qimera_cells as cells
+import shared_networks as shared
+import torch
+from inversion_accuracy import Watching, float_top1_of, folder_of, top1
+from kept_rows import Row, Table, claimed
+
+import emptyset
+from emptyset import generation
+from emptyset.evaluate.class_boundary import class_boundary
+from emptyset.evaluate.confusing_images import confusing_images
+from emptyset.generators.generator_file import save_generator
+from emptyset.kept_states import KeepingMonitor
+from emptyset.monitor import SILENT
+from emptyset.refiners.distill import Distill, DistillConfig
+from emptyset.teachers.teacher import Teacher
+
+KEY = ("network", "source", "bits", "recipe", "seed")
+REAL = 5120
+# All that are here.
+TRAINING_IMAGES = 16_000
+
+
+def measure(cell: cells.Cell) -> Row:
+    """One row."""
+    teacher = shared.load(cell.network)
+    test = shared.labelled_images(cell.network)
+    about = cells.SOURCES[cell.source]
+    strict = {"strict": True} if cell.network in cells.STRICT else {}
+    ours = cell.recipe == cells.OURS
+    student = emptyset.prepare(
+        teacher, cell.bits, plan="every_layer", batch_norm="fold" if ours else "frozen", **strict
+    )
+    folder = folder_of("qimera", *(getattr(cell, name) for name in KEY))
+    source = images = shared.training_images(cell.network, REAL) if not about.method else None
+    beside: Row = {}
+    if about.method:
+        source = generation.source(teacher, about.method, seed=cell.seed, **cell.source_settings())  # type: ignore[assignment]
+    elif ours:
+        emptyset.refine(student, images.subset(torch.arange(1024)), seed=cell.seed)  # type: ignore[union-attr]
+    shown: Any = source
+    if cell.source in cells.BESIDE:
+        shown, beside = _with_real(cell, teacher, source)
+    config = DistillConfig(**cell.distill_settings())
+    monitor = Watching(KeepingMonitor(SILENT, folder, print), lambda: top1(student, test))
+    history = folder / "epochs.json"
+    if history.exists():
+        monitor.seen = json.loads(history.read_text(encoding="utf-8"))
+    start = time.perf_counter()
+    try:
+        Distill(config).refine(student, shown, seed=cell.seed, monitor=monitor)
+    finally:
+        history.write_text(json.dumps(monitor.seen), encoding="utf-8")
+    seconds = time.perf_counter() - start
+    float_top1, last = float_top1_of(teacher, cell.network, test), top1(student, test)
+    row = {
+        **{name: getattr(cell, name) for name in KEY},
+        "protocol": "every_layer" + (", strict" if strict else ""),
+        "float_inputs": len(student.float_inputs), "float_top1": round(float_top1, 2),
+        "last": round(last, 2), "lost": round(float_top1 - last, 2),
+        "best": round(max([last, *monitor.seen.values()]), 2),
+        "lessons": cell.distill_settings()["steps"], "batch": config.batch_size,
+        "seconds": round(seconds), **beside,
+    }  # fmt: skip
+    return row | (_between_classes(source, teacher, folder) if about.method else {})
+
+
+def _with_real(cell: cells.Cell, teacher: Teacher, source: Any) -> tuple[Any, Row]:
+    """The source with real images in its batches, and what is to be told of them."""
+    chosen = cells.BESIDE[cell.source]
+    real = shared.training_images(cell.network, TRAINING_IMAGES)
+    shown = generation.with_real_images(source, real, teacher, seed=cell.seed, **chosen)
+    limits = {"per_class": None, "below": None} | {k: v for k, v in chosen.items() if k != "choose"}
+    found = confusing_images(teacher.module, real, seed=cell.seed, **limits)
+    counts = sorted(about.chosen for about in found.classes)
+    tops = sorted(about.threshold for about in found.classes if about.threshold is not None)
+    return shown, {
+        "beside": shown.stored_count, "most_of_a_class": counts[-1],
+        "median_threshold": round(tops[len(tops) // 2], 3), "highest_threshold": round(tops[-1], 3),
+    }  # fmt: skip
+
+
+def _between_classes(source: Any, teacher: Teacher, folder: Any) -> Row:
+    """Keeps the generator; with labels, what lies between its classes."""
+    save_generator(source, folder / "generator.safetensors")
+    if not source.method.labelled:
+        return {}
+    found = class_boundary(source, teacher)
+    return {
+        "ratio": round(found.superposed.ratio, 3),
+        "intrusion": round(found.superposed.intrusion, 5),
+        "mixup_ratio": round(found.mixup.ratio, 3),
+        "mixup_intrusion": round(found.mixup.intrusion, 5),
+    }
+
+
+def main() -> None:
+    """Measure the rows that are missing, in the order of the table's cells."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", default="accuracy", choices=list(cells.TABLES))
+    parser.add_argument("--only", default="", help="cells whose description holds this text")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    table = Table(
+        f"qimera_{options.table}", KEY, cells.TITLES[options.table], cells.ABOUT[options.table]
+    )
+    for cell in cells.TABLES[options.table]:
+        if options.only not in cell.describe() or table.has(vars(cell)):
+            continue
+        print(cell.describe(), flush=True)
+        folder = folder_of("qimera", *(getattr(cell, name) for name in KEY))
+        if options.list or not claimed(folder):
+            continue
+        row = measure(cell)
+        print(row, flush=True)
+        table.write(row)
+
+
+if __name__ == "__main__":
+    main()
