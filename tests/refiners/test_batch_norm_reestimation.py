@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from layer_outputs import quantized_moments
 from torch import nn
 
+import emptyset
 from emptyset.errors import ImagesError, NotCalibratedError, UnsupportedModelError
-from emptyset.graph.layer_moments import Moments, float_moments, quantized_moments
+from emptyset.graph.layer_moments import Moments, float_moments, quantized_moments_in_turn
 from emptyset.graph.operators import layer_path, weighted_layers
 from emptyset.graph.student import Student, prepare
+from emptyset.images.image_set import ImageSet
 from emptyset.images.no_images import NO_IMAGES
 from emptyset.monitor import State
 from emptyset.refiners.batch_norm_reestimation import (
@@ -18,6 +21,7 @@ from emptyset.refiners.batch_norm_reestimation import (
     BatchNormReestimationConfig,
 )
 from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
+from emptyset.refiners.folded_students import add_to_bias
 
 
 def calibrated(small: Any, module: nn.Module, bits: str = "w3a4", plan: str = "integer") -> Student:
@@ -45,12 +49,54 @@ def test_moments_over_batches_are_those_of_all_values_at_once(small: Any) -> Non
         x = module[2](module[1](module[0](x)))
 
 
+@pytest.mark.parametrize("net", ["Plain", "Mobile", "residual"])
+def test_moments_in_turn_are_those_of_all_values_at_once(net: str, small: Any) -> None:
+    if net == "residual":
+        student = prepare(emptyset.load("embedded:digits-resnet"), "w3a4", plan="integer")
+        x = torch.randn(11, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+        Calibrate(CalibrateConfig()).refine(student, ImageSet(x))
+    else:
+        student, x = calibrated(small, getattr(small, net)()), small.images(11).images
+    layers = weighted_layers(student.program)
+    expected = quantized_moments(student, layers, x)
+    found = dict(quantized_moments_in_turn(student, layers, x.split(4)))
+    assert list(found) == layers
+    for layer in layers:
+        torch.testing.assert_close(found[layer].mean, expected[layer].mean, atol=1e-6, rtol=1e-5)
+        spread = expected[layer].deviation
+        torch.testing.assert_close(found[layer].deviation, spread, atol=1e-6, rtol=1e-5)
+
+
+def test_what_is_changed_in_a_layer_is_seen_behind_it_and_nodes_run_once(small: Any) -> None:
+    student, x = calibrated(small, small.Plain()), small.images(11).images
+    layers = weighted_layers(student.program)
+    calls: list[int] = []
+    student.quantizers["input"].register_forward_hook(
+        lambda _m, inputs, _out: calls.append(len(inputs[0]))
+    )
+    before = quantized_moments(student, layers, x)
+    calls.clear()
+    found = {}
+    for layer, moments in quantized_moments_in_turn(student, layers, x.split(4)):
+        found[layer] = moments
+        if layer is layers[0]:
+            add_to_bias(student, layer, -moments.mean)
+    assert calls == [4, 4, 3]
+    after = quantized_moments(student, layers, x)
+    torch.testing.assert_close(found[layers[0]].mean, before[layers[0]].mean)
+    assert after[layers[0]].mean.abs().max() < 1e-3 * before[layers[0]].deviation.max()
+    for layer in layers[1:]:
+        torch.testing.assert_close(found[layer].mean, after[layer].mean, atol=1e-6, rtol=1e-5)
+        assert (after[layer].mean - before[layer].mean).abs().max() > 1e-3
+
+
 def gaps(student: Student, shown: Any) -> dict[str, tuple[float, float]]:
     """Largest gap of means and of deviations, in the float network's deviations."""
     layers, batches = weighted_layers(student.program), [shown.images]
     wanted, found = float_moments(student, layers, batches), {}
+    real = quantized_moments(student, layers, shown.images)
     for layer in layers:
-        now, then = quantized_moments(student, layer, batches), wanted[layer]
+        now, then = real[layer], wanted[layer]
         mean = ((now.mean - then.mean).abs() / then.deviation).max().item()
         spread = ((now.deviation - then.deviation).abs() / then.deviation).max().item()
         found[layer_path(layer)] = (mean, spread)

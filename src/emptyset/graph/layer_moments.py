@@ -1,11 +1,11 @@
 """Mean and deviation of what layers compute, over images, for the float and the quantized network.
 
-The quantized network is run only as far as the layer in question: what corrects layers one after
-the other never waits for what comes behind.
+What corrects layers one after the other runs the quantized network once, not once per layer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -72,27 +72,80 @@ def float_moments(
 
 
 @torch.no_grad()
-def quantized_moments(student: Student, layer: fx.Node, batches: Iterable[Tensor]) -> Moments:
-    """Moments of one layer's output in the quantized network, as it is now.
+def quantized_moments_in_turn(
+    student: Student, layers: Sequence[fx.Node], batches: Iterable[Tensor]
+) -> Iterator[tuple[fx.Node, Moments]]:
+    """Moments of each layer's output in the quantized network, one layer after the other.
+
+    Before the next one is asked for, the layer's weight, bias and grid may be changed: everything
+    behind it sees that. Every node is run once, layers twice, on all images before the next node
+    is: memory is that of a few activations of all images.
 
     Args:
         student: Calibrated.
-        layer: Node of its program.
+        layers: Nodes of its program, in order of execution.
         batches: ``(N, C, H, W)`` each.
+
+    Yields:
+        Each layer with its moments.
     """
-    network, sums = _up_to(student.program, layer), _Sums()
-    for images in batches:
-        sums.add(network(images.to(student.device)), channel_axis(layer))
-    return sums.moments()
+    if not layers:
+        return
+    flow = _Flow(student.program)
+    for node in flow.order(layers[-1]):
+        if node.op == "placeholder":
+            flow.known[node] = [images.to(student.device) for images in batches]
+            continue
+        flow.run(node)
+        if node in layers:
+            sums = _Sums()
+            for values in flow.known[node]:
+                sums.add(values, channel_axis(node))
+            yield node, sums.moments()
+            flow.run(node)
+        flow.forget_behind(node)
 
 
-def _up_to(program: fx.GraphModule, layer: fx.Node) -> fx.GraphModule:
-    """The program that ends with this node; it shares all parameters and quantizers."""
-    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    graph.graph_copy(program.graph, copies)
-    graph.output(copies[layer])
-    # What is behind the node has no reader left. (An unread input stays.)
-    for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("output", "placeholder"):
-            graph.erase_node(node)
-    return fx.GraphModule(program, graph)
+class _Flow:
+    """A program run node by node, on several batches at once.
+
+    Attributes:
+        known: What a node that depends on the images gave for each batch.
+    """
+
+    def __init__(self, program: fx.GraphModule) -> None:
+        self.known: dict[fx.Node, list[Any]] = {}
+        self._interpreter = fx.Interpreter(program)
+        depend: dict[fx.Node, None] = {}
+        for node in program.graph.nodes:
+            if node.op == "placeholder" or any(n in depend for n in node.all_input_nodes):
+                depend[node] = None
+        self._nodes = list(depend)
+        self._last_reader = {n: node for node in self._nodes for n in node.all_input_nodes}
+
+    def order(self, last: fx.Node) -> list[fx.Node]:
+        """Nodes that depend on the images, up to ``last``."""
+        return self._nodes[: self._nodes.index(last) + 1]
+
+    def run(self, node: fx.Node) -> None:
+        """The node on all batches, with everything that hangs on parameters alone made anew."""
+        count = len(next(self.known[n] for n in node.all_input_nodes if n in self.known))
+        fixed = {n: self._fixed(n) for n in node.all_input_nodes if n not in self.known}
+        self.known[node] = [
+            self._result(node, {n: self.known[n][k] if n in self.known else fixed[n]
+                                for n in node.all_input_nodes})
+            for k in range(count)
+        ]  # fmt: skip
+
+    def forget_behind(self, node: fx.Node) -> None:
+        """Free what nobody reads after this node."""
+        for read in node.all_input_nodes:
+            if self._last_reader.get(read) is node:
+                self.known.pop(read, None)
+
+    def _fixed(self, node: fx.Node) -> Any:
+        return self._result(node, {n: self._fixed(n) for n in node.all_input_nodes})
+
+    def _result(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        arguments, options = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+        return getattr(self._interpreter, node.op)(node.target, arguments, options)

@@ -25,7 +25,7 @@ from emptyset.graph.activation_statistics import layer_statistics
 from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.channel_chains import bias_of, scale_rows, weight_of
 from emptyset.graph.edits import quantizer_of
-from emptyset.graph.layer_moments import Moments, float_moments, quantized_moments
+from emptyset.graph.layer_moments import Moments, float_moments, quantized_moments_in_turn
 from emptyset.graph.operators import layer_path, parameter_of
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
@@ -118,10 +118,10 @@ class BatchNormReestimation:
         batches = few_images(images, self.config.most_images, self.config.batch_size)
         wanted = float_moments(student, layers, batches)
         kept = dict(monitor.restore(KEY) or {})
-        for done, layer in enumerate(layers, start=1):
+        in_turn = quantized_moments_in_turn(student, layers, batches)
+        for done, (layer, found) in enumerate(in_turn, start=1):
             path = layer_path(layer)
             if path not in kept:
-                found = quantized_moments(student, layer, batches)
                 kept[path] = torch.stack(self._correction(found, wanted[layer]))
             _correct(student, layer, *kept[path])
             monitor.advance(KEY, done, len(layers))

@@ -31,7 +31,7 @@ from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.channel_chains import scale_rows, weight_of
 from emptyset.graph.channel_labels import shape_of
 from emptyset.graph.edits import quantizer_of
-from emptyset.graph.layer_moments import float_moments, quantized_moments
+from emptyset.graph.layer_moments import float_moments, quantized_moments_in_turn
 from emptyset.graph.operators import layer_path, name_of, weight_axis
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
@@ -61,7 +61,8 @@ class BiasCorrectionConfig:
             ``empirical``: from images, layer after layer.
         weight_norms: Also give every output channel of the weight the norm that it had before
             rounding (ACIQ).
-        most_images: Images that are used, at most. Ours.
+        most_images: Images that are used, at most; a few activations of all of them are in memory
+            at once (256 for a ResNet-50: some 3 GB). Ours.
         batch_size: Images in one forward. Ours.
     """
 
@@ -158,13 +159,9 @@ class BiasCorrection:
         batches = few_images(images, self.config.most_images, self.config.batch_size)
         wanted = float_moments(student, layers, batches)
         kept = dict(monitor.restore("bias_correction") or {})
-        for done, layer in enumerate(layers, start=1):
-            path = layer_path(layer)
-            if path in kept:
-                shift = kept[path]
-            else:
-                shift = quantized_moments(student, layer, batches).mean - wanted[layer].mean
-                kept[path] = shift
+        in_turn = quantized_moments_in_turn(student, layers, batches)
+        for done, (layer, found) in enumerate(in_turn, start=1):
+            shift = kept.setdefault(layer_path(layer), found.mean - wanted[layer].mean)
             add_to_bias(student, layer, -shift)
             monitor.advance("bias_correction", done, len(layers))
             monitor.keep("bias_correction", lambda: dict(kept), final=done == len(layers))
