@@ -5,7 +5,9 @@
 
 Every row is one student: network, source, bits, recipe, seed. Training is kept in
 `runs/benchmarks/`, so a killed run goes on where it was; rows that the table already has are not
-measured again. Trained generators are kept there too. Needs `../shared`.
+measured again. Trained generators are kept there too; how many images of every class were
+confusing, and their thresholds, stand in `results/qimera_confusing_classes_*.json`. Needs
+`../shared`.
 """
 
 import argparse
@@ -16,14 +18,15 @@ from typing import Any
 import qimera_cells as cells
 import shared_networks as shared
 import torch
-from inversion_accuracy import Watching, float_top1_of, folder_of, top1
-from kept_rows import Row, Table, claimed
+from inversion_accuracy import Watching, float_top1_of, folder_of, images_of, top1
+from kept_rows import RESULTS, Row, Table, claimed
 
 import emptyset
 from emptyset import generation
 from emptyset.evaluate.class_boundary import class_boundary
 from emptyset.evaluate.confusing_images import confusing_images
 from emptyset.generators.generator_file import save_generator
+from emptyset.images.image_set import ImageSet
 from emptyset.kept_states import KeepingMonitor
 from emptyset.monitor import SILENT
 from emptyset.refiners.distill import Distill, DistillConfig
@@ -41,17 +44,20 @@ def measure(cell: cells.Cell) -> Row:
     test = shared.labelled_images(cell.network)
     about = cells.SOURCES[cell.source]
     strict = {"strict": True} if cell.network in cells.STRICT else {}
-    ours = cell.recipe == cells.OURS
+    ours = cell.recipe != cells.PUBLISHED
     student = emptyset.prepare(
         teacher, cell.bits, plan="every_layer", batch_norm="fold" if ours else "frozen", **strict
     )
     folder = folder_of("qimera", *(getattr(cell, name) for name in KEY))
-    source = images = shared.training_images(cell.network, REAL) if not about.method else None
+    source = images = None if about.method else _stored(cell, teacher)
     beside: Row = {}
     if about.method:
         source = generation.source(teacher, about.method, seed=cell.seed, **cell.source_settings())  # type: ignore[assignment]
     elif ours:
-        emptyset.refine(student, images.subset(torch.arange(1024)), seed=cell.seed)  # type: ignore[union-attr]
+        first = images.subset(torch.arange(1024))  # type: ignore[union-attr]
+        emptyset.refine(student, first, seed=cell.seed)
+        if cell.recipe == cells.TENTH:
+            emptyset.refine(student, first, "genie", seed=cell.seed, steps=1000, patience=5)
     shown: Any = source
     if cell.source in cells.BESIDE:
         shown, beside = _with_real(cell, teacher, source)
@@ -79,19 +85,29 @@ def measure(cell: cells.Cell) -> Row:
     return row | (_between_classes(source, teacher, folder) if about.method else {})
 
 
+def _stored(cell: cells.Cell, teacher: Teacher) -> ImageSet:
+    """Real training images, or those of the inversion tables."""
+    if cell.source == "real 5120":
+        return shared.training_images(cell.network, REAL)
+    return images_of(cell.network, teacher, cell.source, cell.seed)[0]
+
+
 def _with_real(cell: cells.Cell, teacher: Teacher, source: Any) -> tuple[Any, Row]:
     """The source with real images in its batches, and what is to be told of them."""
     chosen = cells.BESIDE[cell.source]
     real = shared.training_images(cell.network, TRAINING_IMAGES)
     shown = generation.with_real_images(source, real, teacher, seed=cell.seed, **chosen)
-    limits = {"per_class": None, "below": None} | {k: v for k, v in chosen.items() if k != "choose"}
-    found = confusing_images(teacher.module, real, seed=cell.seed, **limits)
-    counts = sorted(about.chosen for about in found.classes)
-    tops = sorted(about.threshold for about in found.classes if about.threshold is not None)
-    return shown, {
-        "beside": shown.stored_count, "most_of_a_class": counts[-1],
-        "median_threshold": round(tops[len(tops) // 2], 3), "highest_threshold": round(tops[-1], 3),
-    }  # fmt: skip
+    if chosen["choose"] == "confusing":
+        limits = {"per_class": chosen.get("per_class"), "below": chosen.get("below")}
+        found = confusing_images(teacher.module, real, seed=cell.seed, **limits)
+        classes = [
+            {"label": c.label, "images": c.images, "chosen": c.chosen, "threshold": c.threshold}
+            for c in found.classes
+        ]
+        name = "".join(c if c.isalnum() else "_" for c in cell.source)
+        path = RESULTS / f"qimera_confusing_classes_{name}.json"
+        path.write_text(json.dumps(classes, indent=1) + "\n", encoding="utf-8")
+    return shown, {"beside": shown.stored_count}
 
 
 def _between_classes(source: Any, teacher: Teacher, folder: Any) -> Row:

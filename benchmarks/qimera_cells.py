@@ -12,8 +12,17 @@ C100 = "cifar100_resnet20_distiller"
 STRICT = (C100,)
 
 # The paper: 80,000 lessons of 64, the generator alone in the first 800. A hundredth of these would
-# leave the student images of an untrained generator, so the warm-up is a fifth.
+# leave the student images of an untrained generator, so the warm-up is a fifth. Learning rates fall
+# where they do in the paper's 396 epochs behind the warm-up.
 LESSONS, BATCH, WARM_UP = 1000, 64, 0.2
+
+
+def milestones(share: float) -> tuple[float, ...]:
+    """The paper's, behind a warm-up of another share of the schedule than its 4 of 400 epochs."""
+    return tuple(round(share + (1 - share) * (e - 4) / 396, 4) for e in (100, 200, 300))
+
+
+FALLS = milestones(WARM_UP)
 
 
 @dataclass(frozen=True)
@@ -49,29 +58,38 @@ class Cell:
 
     def source_settings(self) -> dict[str, Any]:
         """Of the method."""
-        about = SOURCES[self.source]
-        weights = Bits.parse(self.bits).weights
-        return {**about.settings, **about.by_bits.get((self.network, weights), {})}
+        about, weights = SOURCES[self.source], Bits.parse(self.bits).weights
+        own = self.recipe != PUBLISHED or about.distill["preset"] == "zaq"
+        falls = {} if own else {"milestones": FALLS}
+        return {**falls, **about.settings, **about.by_bits.get((self.network, weights), {})}
 
     def distill_settings(self) -> dict[str, Any]:
         """Of the refiner."""
-        if self.recipe == OURS:
+        if self.recipe != PUBLISHED:
             updates = OUR_UPDATES[Bits.parse(self.bits).weights]
+            if self.recipe == TENTH:
+                return {"steps": updates // 10, "batch_size": 128, "mixing": "mixup"}
             # With the default warm-up of a quarter so many updates of the student are left.
             steps = updates if not SOURCES[self.source].method else round(updates * 4 / 3)
             return {"steps": steps, "batch_size": 128, "mixing": "mixup"}
-        live = bool(SOURCES[self.source].method)
-        schedule = {"steps": LESSONS, "batch_size": BATCH, "warm_up": WARM_UP if live else 0.0}
-        return {**schedule, **SOURCES[self.source].distill}
+        if not SOURCES[self.source].method:
+            # As many updates as beside a source, at the same rates; nothing to warm up.
+            updates = round(LESSONS * (1 - WARM_UP))
+            schedule = {"steps": updates, "warm_up": 0.0, "milestones": milestones(0.0)}
+        else:
+            schedule = {"steps": LESSONS, "warm_up": WARM_UP, "milestones": FALLS}
+        return {**schedule, "batch_size": BATCH, **SOURCES[self.source].distill}
 
 
-PUBLISHED, OURS = "published, 1/80", "learned"
+PUBLISHED, OURS, TENTH = "published, 1/80", "learned", "genie, then a tenth of learned"
 OUR_UPDATES = {3: 1500, 4: 1000, 5: 500}
 # K of the released scripts: 2 of 10 classes; of 100 classes 10 at 4 bits, 50 at 5.
 _SCRIPTED = {(C100, 5): {"superposed_classes": 50}}
-_ZAQ = {"preset": "zaq", "warm_up": 0.0}
+_ZAQ = {"preset": "zaq", "warm_up": 0.0, "milestones": None}
 SOURCES = {
     "real 5120": Source(""),
+    # Of the inversion tables.
+    "spectrum": Source(""),
     "gdfq": Source("gdfq"),
     "qimera": Source("qimera", by_bits=_SCRIPTED),
     "autorecon": Source("autorecon"),
@@ -83,7 +101,15 @@ SOURCES = {
     "gdfq, Mixup": Source("gdfq", distill={"preset": "gdfq", "mixing": "mixup"}),
     "gdfq, CutMix": Source("gdfq", distill={"preset": "gdfq", "mixing": "cutmix"}),
     "gdfq, AIT": Source("gdfq", distill={"preset": "ait"}),
-    "qimera, AIT": Source("qimera", distill={"preset": "ait"}, by_bits=_SCRIPTED),
+    "qimera, AIT": Source(
+        "qimera", distill={"preset": "ait"}, by_bits={(C100, 4): {"superposed_classes": 25}}
+    ),
+    "qimera, as released": Source(
+        "qimera",
+        {"mapping": False, "noise": "per_slot", "embeddings": "random", "superposed_norm": "mean"},
+        {"preset": "gdfq", "legacy": True},
+        _SCRIPTED,
+    ),
     "adasg": Source("adasg", distill={"preset": "adasg"}),
     "adadfq": Source("adadfq", distill={"preset": "adadfq"}),
     "texq": Source("texq", distill={"preset": "texq"}),
@@ -95,6 +121,7 @@ _PARTS: dict[str, dict[str, Any]] = {
     "SE+EEI": {"mapping": False},
     "SE+DM+EEI": {},
 }
+SOURCES |= {f"qimera, {name} only": Source("qimera", _PARTS[name]) for name in ("SE", "SE+DM")}
 GRID = ["gdfq"]
 for _share in (0.4, 0.7):
     for _together in (10, 2, 25, 100):
@@ -113,6 +140,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 SOURCES |= {name: Source("gdfq") for name in BESIDE}
 
 _TABLE_3 = ("autorecon", "qimera on autorecon", "zaq", "qimera on zaq")
+_PARTIAL = ("qimera, SE only", "qimera, SE+DM only", "qimera, as released")
 _PLUG_INS = ("gdfq, Mixup", "gdfq, CutMix", "gdfq, AIT", "qimera, AIT", "adasg", "adadfq", "texq")
 # In order of importance: a table that is not finished has the first ones.
 TABLES = {
@@ -127,13 +155,16 @@ TABLES = {
             for n in (AKA, C100)
             for s in ("gdfq", "qimera", "real 5120")
         ),
-        *(Cell(AKA, s, "w4a4", PUBLISHED) for s in _PLUG_INS),
+        *(Cell(AKA, s, "w4a4", PUBLISHED) for s in (*_PARTIAL, *_PLUG_INS)),
         *(
             Cell(n, s, "w4a4", PUBLISHED, seed)
             for seed in (1, 2)
             for n in (AKA, C100)
             for s in ("gdfq", "qimera")
         ),
+    ],
+    "initialised": [
+        Cell(AKA, "spectrum", bits, recipe) for bits in ("w4a4", "w3a3") for recipe in (OURS, TENTH)
     ],
     "grid": [Cell(C100, source, "w4a4", PUBLISHED) for source in GRID],
     "confusing": [
@@ -142,13 +173,14 @@ TABLES = {
 }
 TITLES = {
     "accuracy": "Students beside generators, points lost against float",
+    "initialised": "Training from scratch, and a tenth of it behind reconstruction",
     "grid": "Qimera's parts on CIFAR-100 (its table 4)",
     "confusing": "Is it images near boundaries that are missing? (Qimera's table 1)",
 }
 _PROTOCOL = [
     "`published, 1/80`: the published loss and learning rates, 1,000 lessons of 64 images instead",
-    "of 80,000, 200 of them for the generator alone (zaq: none), milestones scaled; real images:",
-    "1,000 updates in the same recipe, ranges from these images.",
+    "of 80,000, 200 of them for the generator alone (zaq: none), milestones in the same places",
+    "behind these; real images: 800 updates at the same rates, ranges from these images.",
 ]
 _COLUMNS = [
     "Top-1 [%] of 10,000 test images, last epoch first; `best` is the best of three measured",
@@ -162,6 +194,11 @@ ABOUT = {
         "`learned`: refiner `distill`, preset `learned`, Mixup, batches of 128, images that never",
         "repeat; 1,500 updates at w3a3, 1,000 at w4a4, before them a third as many lessons for the",
         "generator alone.", *_COLUMNS,
+    ],
+    "initialised": [
+        "`python benchmarks/qimera_accuracy.py --table initialised`: 1,280 images inverted on",
+        "their spectrum. `learned` as in table `accuracy`, from a calibrated student; the other:",
+        "a tenth of these updates behind Genie-M of 1,000 steps a block.", *_COLUMNS,
     ],
     "grid": [
         "`python benchmarks/qimera_accuracy.py --table grid`: K classes in an image, share p of",

@@ -3,12 +3,13 @@
     python benchmarks/reconstruction_accuracy.py --list
     python benchmarks/reconstruction_accuracy.py [--iterations 1500] [--only TEXT] [--threads 2]
 
-Protocol: plan `edges_8bit`, second layer's input 8 bits in every row, batches of 32 of 1,024
-images, seed 0, no early stop; everything else as published. Top-1 [%] of the simulated student on
-all 10,000 test images. `--iterations` are those of every block (AdaRound: of every layer; BRECQ's
-activations take a quarter of them, as published). Images and learnt blocks are kept in
-`runs/benchmarks/`, so a killed run goes on where it was; rows that the table already has are not
-measured again. Needs `../shared`. Writes `results/reconstruction_accuracy.md` and `.json`.
+Protocol: plan `edges_8bit`, second layer's input 8 bits in every row, shortcuts quantized as in
+the released codes, batches of 32 of 1,024 images, seed 0, no early stop; everything else as
+published. Top-1 [%] of the simulated student on all 10,000 test images. `--iterations` are those of
+every block (AdaRound: of every layer; BRECQ's activations take a quarter of them, as published).
+Images and learnt blocks are kept in `runs/benchmarks/`, so a killed run goes on where it was; rows
+that the table already has are not measured again. Needs `../shared`. Writes
+`results/reconstruction_accuracy.md` and `.json`.
 """
 
 import argparse
@@ -31,9 +32,10 @@ NETWORK = "cifar10_resnet20_akamaster"
 KEY = ("network", "bits", "images", "method", "iterations", "seed")
 ABOUT = (
     "`python benchmarks/reconstruction_accuracy.py`: plan `edges_8bit`, second layer's input 8",
-    "bits, 1,024 images, batches of 32, seed 0, no early stop; top-1 [%] of the simulated student",
-    "on 10,000 test images. `iterations`: of every block (AdaRound: every layer; BRECQ's",
-    "activations: a quarter). BatchNorm folded, for Genie-M frozen, as in the released codes.",
+    "bits, shortcuts quantized as in the released codes (`quantized_shortcuts`), 1,024 images,",
+    "batches of 32, seed 0, no early stop; top-1 [%] of the simulated student on 10,000 test",
+    "images. `iterations`: of every block (AdaRound: every layer; BRECQ's activations: a quarter).",
+    "BatchNorm folded, for Genie-M frozen, as in the released codes.",
     "`zeroq+il`, `genie_d`, `dffg`: made from the network; Genie-D with a quarter of its 4,000",
     "steps.",
 )
@@ -89,7 +91,9 @@ def measure(cell: Cell) -> dict[str, Any]:
     test = shared.labelled_images(cell.network)
     images, said = images_of(cell.network, teacher, cell.images, cell.seed)
     norms = "frozen" if cell.method == "genie" else "fold"
-    student = emptyset.prepare(teacher, cell.bits, plan="edges_8bit", batch_norm=norms)
+    student = emptyset.prepare(
+        teacher, cell.bits, plan="edges_8bit", batch_norm=norms, quantized_shortcuts=True
+    )
     folder = folder_of(*(getattr(cell, name) for name in KEY))
     monitor = KeepingMonitor(SILENT, folder, print)
     emptyset.refine(

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import emptyset
 from emptyset.graph.student import Student, prepare
+from emptyset.images.image_set import ImageSet
 from emptyset.teachers.teacher import Teacher
 
 
@@ -75,6 +78,42 @@ def test_the_switches_of_edges_8bit(prepared) -> None:
     given = prepared("edges_8bit", plan_settings=settings).layer_bits
     assert (given["second"].inputs, given["last"].inputs) == (5, 5)
     assert given["last"].weights == 8
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_a_shortcut_reads_what_the_layer_beside_it_reads(second: bool, prepared) -> None:
+    settings = {"second_layer_input_8": second}
+    plain = prepared("edges_8bit", plan_settings=settings)
+    shared = prepared("edges_8bit", plan_settings={**settings, "quantized_shortcuts": True})
+    # No quantizer more: one serves the layer and the addition.
+    assert list(shared.quantizers) == list(plain.quantizers)
+    x = torch.randn(6, 3, 9, 8, generator=torch.Generator().manual_seed(1))
+    for student in (plain, shared):
+        emptyset.refine(student, ImageSet(x))
+    net, quantizers = shared.teacher.module, shared.quantizers
+    inputs = {layer.name: layer.input_quantizer for layer in shared.layers()}
+
+    def expected(both: bool) -> Tensor:
+        def layer(name: str, x: Tensor) -> Tensor:
+            module = getattr(net, name)
+            weight = quantizers[f"{name}.weight"](module.weight)
+            if name == "last":
+                return F.linear(x, weight, module.bias)
+            return F.conv2d(x, weight, module.bias, padding=module.padding)
+
+        def read(name: str, x: Tensor) -> Tensor:
+            return quantizers[inputs[name]](x)
+
+        one = F.relu(layer("first", x))
+        rounded = read("second", one)
+        two = layer("second", rounded) + (rounded if both else one)
+        three = F.hardtanh(layer("third", read("third", two)), 0.0, 6.0)
+        four = F.relu(layer("fourth", read("fourth", three))).mean((2, 3))
+        return layer("last", read("last", four))
+
+    with torch.no_grad():
+        torch.testing.assert_close(shared(x), expected(True))
+        assert not torch.allclose(shared(x), expected(False), atol=1e-4)
 
 
 @pytest.mark.parametrize("plan", ["every_layer", "edges_8bit"])

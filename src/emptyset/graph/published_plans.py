@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from emptyset.graph.operators import is_average, layer_path, name_of
+from emptyset.graph.operators import is_average, layer_path, name_of, tensor_inputs
 from emptyset.graph.plans import (
     LayerBits,
     PlanQuantizer,
@@ -105,10 +105,15 @@ class Edges8BitSettings:
         second_layer_input_8: Whether the second layer's input has 8 bits (BRECQ, Genie: yes;
             QDrop: no).
         last_layer_input_8: Whether the last layer's input has 8 bits.
+        quantized_shortcuts: Whether a residual addition reads what the layers beside it read,
+            quantized, as in the released codes (Genie: one quantizer for the shortcut and the
+            block's first layer; BRECQ, QDrop: the block's output). Otherwise inputs of layers only
+            are quantized, and an identity shortcut stays in float.
     """
 
     second_layer_input_8: bool = True
     last_layer_input_8: bool = True
+    quantized_shortcuts: bool = False
 
 
 @plans.register(
@@ -156,7 +161,21 @@ class Edges8BitQuantizer(PlanQuantizer):
             elif layer.inputs is not None:
                 inputs[source] = activation_spec(layer.inputs)
             annotate(node, inputs, None)
+        if self.settings.quantized_shortcuts:
+            self._quantize_shortcuts(model)
         return model
+
+    def _quantize_shortcuts(self, model: fx.GraphModule) -> None:
+        """Additions read a tensor as the first of the layers that read it does."""
+        bits: dict[fx.Node, int] = {}
+        for node, layer in self.layers.items():
+            source = node.args[0]
+            if layer.inputs is not None and isinstance(source, fx.Node):
+                bits.setdefault(source, layer.inputs)
+        for node in model.graph.nodes:
+            if name_of(node) == "add":
+                shared = {n: activation_spec(bits[n]) for n in tensor_inputs(node) if n in bits}
+                annotate(node, shared, None)
 
     def _layer_bits(self, role: str) -> LayerBits:
         eight = (role == "second" and self.settings.second_layer_input_8) or (
