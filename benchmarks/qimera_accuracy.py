@@ -24,7 +24,6 @@ from kept_rows import RESULTS, Row, Table, claimed
 import emptyset
 from emptyset import generation
 from emptyset.evaluate.class_boundary import class_boundary
-from emptyset.evaluate.confusing_images import confusing_images
 from emptyset.generators.generator_file import save_generator
 from emptyset.images.image_set import ImageSet
 from emptyset.kept_states import KeepingMonitor
@@ -98,16 +97,11 @@ def _with_real(cell: cells.Cell, teacher: Teacher, source: Any) -> tuple[Any, Ro
     real = shared.training_images(cell.network, TRAINING_IMAGES)
     shown = generation.with_real_images(source, real, teacher, seed=cell.seed, **chosen)
     if chosen["choose"] == "confusing":
-        limits = {"per_class": chosen.get("per_class"), "below": chosen.get("below")}
-        found = confusing_images(teacher.module, real, seed=cell.seed, **limits)
-        classes = [
-            {"label": c.label, "images": c.images, "chosen": c.chosen, "threshold": c.threshold}
-            for c in found.classes
-        ]
+        classes = shown.about["classes"]
         name = "".join(c if c.isalnum() else "_" for c in cell.source)
         path = RESULTS / f"qimera_confusing_classes_{name}.json"
         path.write_text(json.dumps(classes, indent=1) + "\n", encoding="utf-8")
-    return shown, {"beside": shown.stored_count}
+    return shown, {"beside": shown.about["real_images_beside"]}
 
 
 def _between_classes(source: Any, teacher: Teacher, folder: Any) -> Row:

@@ -3,12 +3,16 @@
 Plain functions, each usable alone. Nothing here knows recipes, run folders or screens.
 """
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from emptyset.errors import ImagesError, RecipeError
+from emptyset import measurement
+from emptyset.errors import ImagesError, RecipeError, UnknownNameError
+from emptyset.images.image_set import ImageSet
 from emptyset.inversion.labels import class_count
 from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import sources
@@ -17,7 +21,7 @@ from emptyset.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
     from emptyset.generators.generator_source import GeneratorSource
-    from emptyset.images.image_set import ImageSet
+    from emptyset.images.folder import LazyImages
     from emptyset.images.image_source import LiveSource
     from emptyset.images.images_beside import WithImagesBeside
 
@@ -54,7 +58,8 @@ def generator_from(path: Path | str, teacher: Teacher) -> "GeneratorSource":
         teacher: The network that it was trained for.
 
     Raises:
-        ImagesError: If the file cannot be read, or belongs to another teacher.
+        ImagesError: If the file cannot be read, is damaged, or belongs to another teacher.
+        UnsupportedModelError: If the teacher lacks what the method needs.
     """
     from emptyset.generators.generator_file import read_generator
 
@@ -66,14 +71,17 @@ def generator_from(path: Path | str, teacher: Teacher) -> "GeneratorSource":
             f"{teacher.name} has {'x'.join(map(str, teacher.input.shape))} and "
             f"{teacher.weights_hash[:12]}. Give the teacher of the run that wrote it."
         )
-    made = source(teacher, card["method"], seed=card["seed"], **card["settings"])
-    made.load_network(network, card)
+    try:
+        made = source(teacher, card["method"], seed=card["seed"], **card["settings"])
+        made.load_network(network, card)
+    except (RecipeError, UnknownNameError, ImagesError) as error:
+        raise ImagesError(f"{path}: {error}") from error
     return made
 
 
 def with_real_images(
     source: "LiveSource",
-    images: "ImageSet",
+    images: "ImageSet | LazyImages",
     teacher: Teacher,
     *,
     choose: str = "confusing",
@@ -90,7 +98,8 @@ def with_real_images(
 
     Args:
         source: Makes the other images.
-        images: Real ones with labels, in the teacher's normalised units.
+        images: Real ones with labels, in the teacher's normalised units; of a stream only the
+            chosen ones are held in memory.
         teacher: The network whose confidence decides.
         choose: ``confusing``, ``unconfusing`` (as many others, the control) or ``all``.
         per_class: Most confusing images of one class.
@@ -101,32 +110,79 @@ def with_real_images(
         monitor: Hears of progress, and how many images were chosen.
 
     Raises:
-        ImagesError: If there are no labels, or no image is chosen.
-        RecipeError: If ``choose`` is none of these.
+        ImagesError: If there are no labels, one is no class of the teacher, or no image is chosen.
+        RecipeError: If ``choose`` is none of these, limits are given that choose nothing, or the
+            source learns from the very batches that the student learns from.
     """
-    from emptyset.evaluate.confusing_images import BELOW, PER_CLASS, confusing_images
+    from emptyset.evaluate.confusing_images import require_classes
     from emptyset.images.images_beside import WithImagesBeside
 
+    _require_choice(source, choose, per_class, below)
+    classes, about = class_count(teacher, "images beside a source"), dict[str, Any]()
+    told = f"all {len(images):,}"
+    if choose != "all":
+        chosen, about = _chosen(images, teacher, choose, (per_class, below), seed, monitor)
+        told = f"{len(chosen):,} {choose} of {len(images):,}"
+        images = _subset(images, torch.tensor(chosen))
+    shown = images if isinstance(images, ImageSet) else images.image_set()
+    if shown.targets is not None and shown.targets.dim() == 1:
+        require_classes(shown.targets, classes)
+    short = about.get("short", [])
+    lack = f" Of {len(short)} classes there are fewer than wanted." if short else ""
+    monitor.note(f"{told} real images stand in the batches: for analysis, not data-free.{lack}")
+    return WithImagesBeside(source, shown, classes=classes, share=share, seed=seed, about=about)
+
+
+def _require_choice(
+    source: "LiveSource", choose: str, per_class: int | None, below: float | None
+) -> None:
     if choose not in CHOICES:
         raise RecipeError(f"'choose' must be one of {', '.join(CHOICES)}. Got '{choose}'.")
-    if per_class is None and below is None:
-        per_class, below = PER_CLASS, BELOW
-    told = f"all {len(images)}"
-    if choose != "all":
-        found = confusing_images(
-            teacher.module, images, seed=seed, per_class=per_class, below=below, monitor=monitor
+    if choose == "all" and (per_class is not None or below is not None):
+        raise RecipeError("'choose: all' takes every image. Leave out 'per_class' and 'below'.")
+    method = getattr(source, "method", None)
+    if method is not None and method.needs_student and not method.student_steps:
+        raise RecipeError(
+            f"'{method.name}' learns from the same batches as the student, so no real images can "
+            "stand in them. Take gdfq, qimera, autorecon, texq or zaq."
         )
-        chosen = list(found.confusing if choose == "confusing" else found.unconfusing)
-        if not chosen:
-            raise ImagesError(
-                f"The teacher is surer than {below} of all {len(images)} images, so none is "
-                "confusing. Raise below, or give per_class alone: then the least sure are taken."
-            )
-        told = f"{len(chosen)} {choose} of {len(images)}"
-        images = images.subset(torch.tensor(chosen))
-    monitor.note(f"{told} real images stand in the batches: for analysis, not data-free.")
-    classes = class_count(teacher, "images beside a source")
-    return WithImagesBeside(source, images, classes=classes, share=share, seed=seed)
+
+
+def _chosen(
+    images: "ImageSet | LazyImages",
+    teacher: Teacher,
+    choose: str,
+    limits: tuple[int | None, float | None],
+    seed: int,
+    monitor: Monitor,
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Indices of the chosen images, and what every class gave."""
+    from emptyset.evaluate.confusing_images import BELOW, PER_CLASS, confusing_images
+
+    per_class, below = (PER_CLASS, BELOW) if limits == (None, None) else limits
+    found = confusing_images(
+        measurement.predictor(teacher),
+        images,
+        seed=seed,
+        per_class=per_class,
+        below=below,
+        batch_size=measurement.batch_size_for(teacher.input.shape),
+        monitor=monitor,
+    )
+    chosen = found.confusing if choose == "confusing" else found.unconfusing
+    if not chosen:
+        raise ImagesError(
+            f"The teacher is surer than {below} of all {len(images)} images, so none is "
+            "confusing. Raise below, or give per_class alone: then the least sure are taken."
+        )
+    classes = [asdict(about) for about in found.classes]
+    return chosen, {"chosen": choose, "short": found.short(), "classes": classes}
+
+
+def _subset(images: "ImageSet | LazyImages", indices: Tensor) -> "ImageSet | LazyImages":
+    if isinstance(images, ImageSet):
+        return images.subset(indices)
+    return replace(images, indices=images.indices[indices])
 
 
 def draw_to(

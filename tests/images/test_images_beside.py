@@ -16,6 +16,7 @@ from emptyset.generation import with_real_images
 from emptyset.images.image_set import ImageSet
 from emptyset.images.images_beside import WithImagesBeside
 from emptyset.monitor import SilentMonitor
+from emptyset.pipeline import images_from
 from emptyset.recipe import Recipe
 from emptyset.teachers.teacher import Teacher
 
@@ -121,8 +122,10 @@ def test_the_student_learns_from_them(teacher: Teacher) -> None:
 
 def test_a_source_that_learns_with_the_student_is_refused(teacher: Teacher) -> None:
     source = beside(make("adasg", teacher), real(teacher))
-    with pytest.raises(ImagesError, match="gdfq, qimera, autorecon, zaq"):
+    with pytest.raises(ImagesError, match="learns from the same batches as the student"):
         source.next_batch(6)
+    with pytest.raises(RecipeError, match=r"'adasg' learns.* gdfq, qimera, autorecon, texq or zaq"):
+        with_real_images(make("adasg", teacher), real(teacher), teacher)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
@@ -162,7 +165,7 @@ def test_only_the_chosen_images_are_shown(teacher: Teacher, choose: str) -> None
     notes = Notes()
     made = with_real_images(
         make("gdfq", teacher), images, teacher,
-        choose=choose, per_class=1, share=0.5, monitor=notes,
+        choose=choose, per_class=None if choose == "all" else 1, share=0.5, monitor=notes,
     )  # fmt: skip
     shown: set[int] = set()
     for _ in range(4):
@@ -175,10 +178,14 @@ def test_only_the_chosen_images_are_shown(teacher: Teacher, choose: str) -> None
         assert not shown & least
     else:
         assert shown == set(range(12))
-    assert made.stored_count == len(shown)
+    assert made.about["real_images_beside"] == len(shown)
     (note,) = notes.notes
     assert note.startswith("all 12 real" if choose == "all" else f"5 {choose} of 12 real")
     assert note.endswith("for analysis, not data-free.")
+    if choose != "all":
+        found = {c["label"]: (c["images"], c["chosen"]) for c in made.about["classes"]}
+        assert found == {c: (3 if c < 2 else 2, 1) for c in range(CLASSES)}
+        assert made.about["short"] == []
 
 
 def test_no_image_below_the_limit_is_an_error_that_says_what_to_do(teacher: Teacher) -> None:
@@ -196,7 +203,45 @@ def test_by_itself_it_takes_what_the_paper_took(teacher: Teacher) -> None:
     made = with_real_images(make("gdfq", teacher), images, teacher, below=below, monitor=notes)
     assert notes.notes == ["3 confusing of 12 real images stand in the batches: for analysis, "
                            "not data-free."]  # fmt: skip
-    assert made.stored_count == 3
+    assert made.about["real_images_beside"] == 3
+
+
+def test_classes_that_lack_images_are_counted(teacher: Teacher) -> None:
+    images, notes = real(teacher, 12), Notes()
+    sure = confidence(teacher, images)
+    below = (sorted(sure)[3] + sorted(sure)[4]) / 2
+    made = with_real_images(
+        make("gdfq", teacher), images, teacher, per_class=2, below=below, monitor=notes
+    )
+    chosen = [n for n, c in enumerate(sure) if c < below]
+    short = [c for c in range(CLASSES) if sum(n % CLASSES == c for n in chosen) < 2]
+    assert made.about["short"] == short
+    assert len(short) >= 3
+    assert notes.notes[-1].endswith(f"Of {len(short)} classes there are fewer than wanted.")
+
+
+@pytest.mark.parametrize("choose", ["confusing", "all"])
+def test_a_label_that_is_no_class_is_refused(teacher: Teacher, choose: str) -> None:
+    images = real(teacher)
+    wrong = ImageSet(images.images, images.targets + 2)
+    with pytest.raises(ImagesError, match=r"Label [56] is no class of the teacher, which has 5"):
+        with_real_images(make("gdfq", teacher), wrong, teacher, choose=choose)
+
+
+def test_limits_that_choose_nothing_are_refused(teacher: Teacher) -> None:
+    with pytest.raises(RecipeError, match="Leave out 'per_class' and 'below'"):
+        with_real_images(make("gdfq", teacher), real(teacher), teacher, choose="all", per_class=3)
+
+
+def test_of_a_stream_only_the_chosen_images_are_kept(scans: Path) -> None:
+    digits = emptyset.load(DIGITS)
+    stream = images_from(scans, digits)
+    whole = with_real_images(make("gdfq", digits), stream.image_set(), digits, per_class=1)
+    lazy = with_real_images(make("gdfq", digits), stream, digits, per_class=1)
+    assert lazy.about == whole.about
+    for _ in range(3):
+        one, other = (source.next_batch(20) for source in (lazy, whole))
+        torch.testing.assert_close(one.images, other.images, rtol=0, atol=0)
 
 
 def test_an_unknown_choice_is_named(teacher: Teacher) -> None:
@@ -237,12 +282,19 @@ def test_a_recipe_says_everywhere_that_it_is_not_data_free(scans: Path, tmp_path
     notes = Notes()
     result = emptyset.run(recipe(scans), tmp_path / "run", monitor=notes)
     assert any(note.startswith("10 confusing of 30 real images") for note in notes.notes)
-    assert {"refiner": "distill", "real_images_beside": 10} in result.metrics["training"]
+    (told,) = (r for r in result.metrics["training"] if "real_images_beside" in r)
+    assert (told["real_images_beside"], told["chosen"], told["short"]) == (10, "confusing", [])
+    assert [c["chosen"] for c in told["classes"]] == [1] * 10
     assert result.metrics["images"]["beside"]["images"] == str(scans)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "REAL images" in page
     assert "for analysis, not data-free" in page
     assert "from the network alone" not in page
+
+
+def test_images_that_are_not_there_are_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(ImagesError, match=r"source.beside.images: there is no file or folder"):
+        emptyset.run(recipe(tmp_path / "none.npz"), tmp_path / "run")
 
 
 def test_other_images_behind_the_same_name_are_another_run(scans: Path, tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def confusing_images(
         Both sets, and what every class gave; classes that lack images are named by ``short``.
 
     Raises:
-        ImagesError: If there are no labels, or fewer sure images than the control needs.
+        ImagesError: If there are no labels, one is no class of the network, or fewer images are
+            sure than the control needs.
         ValueError: If neither limit is given, or one cannot be.
 
     Source:
@@ -148,7 +149,27 @@ def _looked_at(
         monitor.advance("confidence", done, len(images))
     if not confidence:
         raise ImagesError("Confusing images need at least one image. Got none.")
-    return torch.cat(confidence), torch.cat(labels), classes
+    found = torch.cat(labels)
+    require_classes(found, classes)
+    return torch.cat(confidence), found, classes
+
+
+def require_classes(labels: Tensor, classes: int) -> None:
+    """Refuse labels that are no class of the teacher.
+
+    Args:
+        labels: ``(N,)`` class indices.
+        classes: How many the teacher has.
+
+    Raises:
+        ImagesError: Naming the first one.
+    """
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ImagesError(
+            f"Label {int(wrong[0])} is no class of the teacher, which has {classes}. Give labels "
+            f"of 0 to {classes - 1}."
+        )
 
 
 def _least_sure(

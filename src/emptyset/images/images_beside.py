@@ -1,5 +1,8 @@
 """A live source in whose batches some images are stored ones, for the student to learn from."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,10 +24,18 @@ class WithImagesBeside:
         source: The one that makes the other images.
         needs_student: Whether it learns from what the student says.
         needs_features: Whether it also needs the outputs of both networks' stages.
+        about: What is to be told of the stored images (JSON data).
     """
 
     def __init__(
-        self, source: LiveSource, images: ImageSet, *, classes: int, share: float, seed: int
+        self,
+        source: LiveSource,
+        images: ImageSet,
+        *,
+        classes: int,
+        share: float,
+        seed: int,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Nothing is drawn yet.
 
@@ -34,6 +45,7 @@ class WithImagesBeside:
             classes: Of the teacher, for soft labels.
             share: Of every batch, above 0 and below 1; at least one image, and never all.
             seed: Of the order of the stored images.
+            about: What is to be told of them.
 
         Raises:
             ImagesError: If there are no images, or no labels.
@@ -48,12 +60,8 @@ class WithImagesBeside:
             )
         self.source, self._classes, self._share = source, classes, share
         self._stored = StoredImages(images, seed=seed)
+        self.about = {"real_images_beside": len(images), **(about or {})}
         self.needs_student, self.needs_features = source.needs_student, source.needs_features
-
-    @property
-    def stored_count(self) -> int:
-        """Stored images that take turns."""
-        return len(self._stored.images)
 
     def begin(self, lessons: int, batch_size: int, *, monitor: Monitor) -> None:
         """Told once before the first batch."""
@@ -71,7 +79,8 @@ class WithImagesBeside:
         if lesson.source_learns:
             raise ImagesError(
                 "This source learns from the same batches as the student, so other images cannot "
-                "stand in them. Sources whose batches can hold some: gdfq, qimera, autorecon, zaq."
+                "stand in them. Sources whose batches can hold some learn from the teacher alone, "
+                "or by turns with the student, as zaq."
             )
         count = min(max(1, round(self._share * size)), size - 1)
         stored = self._stored.next_batch(count)

@@ -10,6 +10,7 @@ import torch
 
 from emptyset import generation, pipeline
 from emptyset.disk import fingerprint
+from emptyset.errors import ImagesError
 from emptyset.generators.generator_file import save_generator
 from emptyset.images.image_set import ImageSet
 from emptyset.images.images_beside import WithImagesBeside
@@ -42,22 +43,31 @@ def beside_of(context: RunContext, source: Any, monitor: Monitor) -> Any:
     section = context.recipe.source
     if section is None or section.beside is None:
         return source
-    found = pipeline.images_from(section.beside.images, context.teacher)
-    settings = section.beside.model_dump(exclude={"images"})
     return generation.with_real_images(
         source,
-        found.image_set(),
+        pipeline.images_from(section.beside.images, context.teacher),
         context.teacher,
         seed=context.recipe.seed,
         monitor=monitor,
-        **settings,
+        **section.beside.model_dump(exclude={"images"}),
     )
+
+
+def require_beside(recipe: Recipe) -> None:
+    """Refuse real images that are not there before anything is done.
+
+    Raises:
+        ImagesError: Naming the key.
+    """
+    beside = recipe.source.beside if recipe.source else None
+    if beside is not None and not Path(beside.images).exists():
+        raise ImagesError(f"source.beside.images: there is no file or folder {beside.images}.")
 
 
 def record_beside(source: Any, student: "Student") -> None:
     """Tell in the metrics how many real images stood beside the source's."""
     if isinstance(source, WithImagesBeside):
-        student.records.append({"refiner": "distill", "real_images_beside": source.stored_count})
+        student.records.append({"refiner": "distill", **source.about})
 
 
 def source_identity(recipe: Recipe) -> list[Any]:
