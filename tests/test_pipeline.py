@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_teachers import two_convolutions
 from torch import Tensor, nn
 
 from emptyset import measurement, pipeline
@@ -86,6 +87,23 @@ def test_batches_shrink_as_images_grow(shape: tuple[int, int, int], expected: in
 def test_images_that_are_not_there_name_the_methods_that_make_some(tmp_path: Path) -> None:
     with pytest.raises(ImagesError, match=r"no such file or folder of images.*zeroq"):
         pipeline.images_from(tmp_path / "photos", TEACHER)
+
+
+@pytest.mark.parametrize("method", ["noise", "zeroq"])
+def test_images_made_into_shards_are_those_made_in_memory(tmp_path: Path, method: str) -> None:
+    settings = {} if method == "noise" else {"steps": 2, "batch_size": 3}
+    teacher = two_convolutions()
+    expected = pipeline.synthesize(teacher, method, 7, seed=4, **settings)
+    card = pipeline.synthesize_to(tmp_path, teacher, method, 7, seed=4, per_shard=5, **settings)
+    assert card["digest"] == expected.digest()
+    assert [p.name for p in sorted(tmp_path.glob("*.tar"))] == [
+        "images-000000.tar",
+        "images-000001.tar",
+    ]
+    (batch,) = pipeline.images_from(tmp_path, teacher).batches(7)
+    assert torch.equal(batch.images, expected.images)
+    with pytest.raises(ImagesError, match=r"at least 1 image\. Got 0 per shard"):
+        pipeline.synthesize_to(tmp_path / "x", teacher, method, 7, per_shard=0, **settings)
 
 
 def test_unknown_methods_name_the_nearest() -> None:

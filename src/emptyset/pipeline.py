@@ -105,7 +105,7 @@ def images_from(path: Path | str, teacher: Teacher, *, limit: int | None = None)
 
     Args:
         path: Folder of photos, folder with one subfolder per class, npz with ``images``
-            (uint8 NHWC) and ``labels``, or a stored image set.
+            (uint8 NHWC) and ``labels``, or a stored image set, in one file or in shards.
         teacher: Gives size and normalisation.
         limit: At most this many.
 
@@ -160,6 +160,7 @@ def synthesize_to(
     count: int = 1024,
     *,
     seed: int = 0,
+    per_shard: int | None = None,
     monitor: Monitor = SILENT,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -169,11 +170,13 @@ def synthesize_to(
     inversion methods do. ``images_from(folder, teacher)`` reads them the same way.
 
     Args:
-        folder: Where ``images.safetensors`` and ``card.json`` go.
+        folder: Where ``images.safetensors`` and ``card.json`` go; what an earlier card there names
+            is replaced.
         teacher: The trained network.
         method: A synthesizer, see ``emptyset methods``.
         count: Number of images.
         seed: Seed of everything random.
+        per_shard: Images of one WebDataset shard, ``images-000000.tar`` and on; None: one file.
         monitor: Hears of progress.
         **settings: Settings of the method.
 
@@ -183,17 +186,27 @@ def synthesize_to(
     Raises:
         UnknownNameError: As ``synthesize``; so are the others.
         RecipeError: See there.
+        ImagesError: If ``per_shard`` is below 1.
         UnsupportedModelError: See there.
     """
     from emptyset.images.image_writer import ImageSetWriter
+    from emptyset.images.shard_writer import ShardWriter, write_shards
     from emptyset.inversion.synthesizer import InversionSynthesizer
 
     entry = synthesizers.get(method)
     maker = entry.make(checked_config(entry.config, settings, where=(method,)))
+    place = Path(folder)
     if not isinstance(maker, InversionSynthesizer):
         whole: ImageSet = maker.synthesize(teacher, count, seed=seed, monitor=monitor)
-        return whole.save(Path(folder))
-    with ImageSetWriter(Path(folder), count) as writer:
+        if per_shard is None:
+            return whole.save(place)
+        return write_shards(whole, place, per_shard=per_shard)
+    writing: ImageSetWriter | ShardWriter = (
+        ImageSetWriter(place, count)
+        if per_shard is None
+        else ShardWriter(place, count, per_shard=per_shard)
+    )
+    with writing as writer:
         made = maker.synthesize_into(writer.add, teacher, count, seed=seed, monitor=monitor)
         return writer.finish((made,))
 

@@ -191,6 +191,7 @@ def work_of(data: Mapping[str, Any], image: float, made: bool) -> float:
     for section in data["refine"]:
         config = refiners.get(section["method"]).config(**_settings(section))
         updates, batch = getattr(config, "steps", None), getattr(config, "batch_size", None)
+        batch = getattr(config, "images_per_update", batch)
         if updates and batch:
             each = _TRAINING_STEP if section["method"] in _TRAINERS else _BLOCK_STEP
             forwards += updates * batch * each

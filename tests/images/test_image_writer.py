@@ -93,6 +93,8 @@ def test_an_old_set_stays_until_the_new_one_is_finished(tmp_path: Path) -> None:
     [
         (Batch(torch.zeros(2, 2, 3, 4), torch.zeros(2, dtype=torch.long)), "of one shape"),
         (Batch(torch.zeros(2, 2, 3, 5), None), "all or none"),
+        (Batch(torch.zeros(2, 2, 3, 5), torch.zeros(2, 4)), "targets of one kind"),
+        (Batch(torch.zeros(2, 2, 3, 5), torch.zeros(2, dtype=torch.int32)), "targets of one kind"),
         (Batch(torch.zeros(8, 2, 3, 5), torch.zeros(8, dtype=torch.long)), "11 came"),
         (Batch(torch.full((1, 2, 3, 5), torch.nan), None), "NaN"),
     ],

@@ -67,3 +67,26 @@ def test_images_alone_are_mixed_alike_and_lose_their_labels(method: str) -> None
 def test_another_method_is_refused() -> None:
     with pytest.raises(ValueError, match="mixup or cutmix"):
         mixed(IMAGES, "blend", generator())
+
+
+@pytest.mark.parametrize("method", ["mixup", "cutmix"])
+def test_partners_come_first_from_the_generator_and_shares_after_them(method: str) -> None:
+    """So that a run of an older version, or on another device, draws the same."""
+    _, partners, shares = mixed(IMAGES, method, generator())
+    random = generator()
+    assert torch.equal(partners, torch.randperm(7, generator=random))
+    if method == "mixup":
+        assert torch.equal(shares, torch.rand(7, generator=random))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA")
+@pytest.mark.parametrize("method", ["mixup", "cutmix"])
+def test_a_gpu_mixes_without_being_waited_for(method: str) -> None:
+    images = IMAGES.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = mixed(images, method, generator())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, expected in zip(found, mixed(IMAGES, method, generator()), strict=True):
+        torch.testing.assert_close(ours.cpu(), expected)

@@ -1,6 +1,5 @@
 """Distillation teaches the student, stays exact and keeps the original beside what is learnt."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from killed_run import Disk, KilledError
+from residual_teacher import build, residual_teacher
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emptyset.errors import CollapseError, ImagesError, NotCalibratedError, UnsupportedModelError
@@ -19,13 +20,13 @@ from emptyset.images.image_set import Batch, ImageSet
 from emptyset.images.image_source import Disagreement, StoredImages
 from emptyset.inversion import compilation
 from emptyset.losses.distillation import distillation_loss
-from emptyset.monitor import SILENT, State
+from emptyset.monitor import SILENT
 from emptyset.quantizers.bits import Bits
 from emptyset.refiners import training
 from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
 from emptyset.refiners.distill import Distill, DistillConfig
 from emptyset.refiners.training_parts import pays_to_compile, pays_to_halve
-from emptyset.teachers.teacher import InputSpec, Teacher
+from emptyset.teachers.teacher import Teacher
 
 HAST = {"cross_entropy": 0.0, "feature_attention": 10.0, "perturbation": 0.01}
 CASES = {
@@ -39,34 +40,9 @@ CASES = {
 }
 
 
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.body, self.body_norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.linear = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.stem(x)))
-        x = F.relu(x + self.body_norm(self.body(x)))
-        return self.linear(x.mean((2, 3)))
-
-
-def build(module: nn.Module) -> Teacher:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in module.named_parameters():
-            spread = 1.0 + 0.2 * torch.randn(value.shape, generator=generator)
-            weights = 0.5 * torch.randn(value.shape, generator=generator)
-            value.copy_(spread if "norm.weight" in name else weights)
-    module.requires_grad_(False).eval()
-    return Teacher("test", module, InputSpec((3, 8, 10), (0.5,) * 3, (0.25,) * 3))
-
-
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    with torch.random.fork_rng(devices=[]):
-        return build(Residual())
+    return residual_teacher()
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +112,8 @@ class TestEveryPreset:
         disk.seen.clear()
         resumed = distill(teacher, images, plan, batch_norm, monitor=disk, **settings)
         assert disk.seen == [("distill", number, 8) for number in (6, 7, 8)]
+        folded = batch_norm == "fold" and settings.get("preset") == "published"
+        assert len(set(disk.notes)) == folded
         assert all(torch.equal(v, whole[name]) for name, v in resumed.state_dict().items())
 
     def test_a_saved_student_is_the_same_student(
@@ -150,33 +128,6 @@ class TestEveryPreset:
             assert torch.equal(one(images.images), student(images.images))
             with one.float_mode(), student.float_mode():
                 assert torch.equal(one(images.images), student(images.images))
-
-
-class KilledError(Exception):
-    pass
-
-
-class Disk:
-    """Keeps every state as a file would, and is killed after some."""
-
-    def __init__(self, limit: int) -> None:
-        self.states: dict[str, State] = {}
-        self.limit, self.seen = limit, []
-
-    def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
-        self.seen.append((what, done, total))
-
-    def note(self, message: str) -> None:
-        raise AssertionError(message)
-
-    def keep(self, key: str, state: Callable[[], State], *, final: bool = False) -> None:
-        self.states[key] = {name: v.clone().contiguous() for name, v in state().items()}
-        self.limit -= 1
-        if self.limit == 0:
-            raise KilledError
-
-    def restore(self, key: str) -> State | None:
-        return self.states.get(key)
 
 
 def test_compiled_updates_learn_the_same_and_the_choice_outlives_a_kill(

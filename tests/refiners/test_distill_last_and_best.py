@@ -12,7 +12,7 @@ from emptyset.errors import CollapseError
 from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import ImageSet
 from emptyset.images.image_source import Lesson, LiveSource
-from emptyset.monitor import State
+from emptyset.monitor import SilentMonitor, State
 from emptyset.refiners.finite_losses import DivergedError
 from emptyset.teachers.teacher import Teacher
 
@@ -144,3 +144,30 @@ def test_a_term_of_the_generator_that_is_not_finite_is_named(teacher: Teacher) -
         broken.generator.backbone.conv3.bias.fill_(float("nan"))
     with pytest.raises(CollapseError, match="the source diverged: its loss term 'gdfq: cross"):
         taught(teacher, broken, preset="learned", warm_up=0.5)
+
+
+class Onlooker(SilentMonitor):
+    """Shows the student other images between two updates, as a person who measures it would."""
+
+    def __init__(self, student: Student) -> None:
+        self.student = student
+
+    def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
+        with torch.no_grad():
+            self.student(50 * torch.ones(3, *self.student.teacher.input.shape))
+
+
+@pytest.mark.parametrize(("source", "preset"), [("zaq", "zaq"), ("gdfq", "gdfq")])
+def test_what_others_show_the_student_moves_no_range(
+    source: str, preset: str, teacher: Teacher
+) -> None:
+    options: dict[str, Any] = {"preset": preset, "warm_up": 0.5, "learning_rate": 1e-3}
+
+    def trained(looks: bool) -> dict[str, Tensor]:
+        student = prepare(teacher, BITS, **PUBLISHED)
+        monitor = Onlooker(student) if looks else SilentMonitor()
+        taught(teacher, make(source, teacher), student=student, monitor=monitor, **options)
+        return student.state_dict()
+
+    alone, watched = trained(False), trained(True)
+    assert all(torch.equal(alone[name], watched[name]) for name in alone)

@@ -41,6 +41,12 @@ def synthesize(
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", metavar="N", help="Number of images.")] = 1024,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            "--shards", metavar="N", min=1, help="WebDataset shards of N images, not one file."
+        ),
+    ] = None,
     settings: SetOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
@@ -68,7 +74,7 @@ def synthesize(
 
     section = teacher_section(teacher, model, model_args, input_size, mean, std, weights, classes)
     if generator is not None:
-        refuse_settings(method, settings)
+        refuse_settings(method, settings, shards)
         made_by: dict[str, Any] = {"method": DEFAULT_METHOD, "count": count}
     else:
         made_by = {"method": method or DEFAULT_METHOD, "count": count} | settings_of(settings)
@@ -103,6 +109,7 @@ def synthesize(
             chosen.method,
             chosen.count,
             seed=recipe.seed,
+            per_shard=shards,
             monitor=keeping,
             **chosen.settings(),
         )
@@ -110,12 +117,19 @@ def synthesize(
     show_card(card, out, as_json=as_json)
 
 
-def refuse_settings(method: str | None, settings: list[str] | None) -> None:
-    """A trained generator has its settings already.
+def refuse_settings(
+    method: str | None, settings: list[str] | None, shards: int | None = None
+) -> None:
+    """A trained generator has its settings already, and what it draws goes into one file.
 
     Raises:
-        RecipeError: If a method or a setting is given beside it.
+        RecipeError: If a method, a setting or a size of shards is given beside it.
     """
+    if shards is not None:
+        raise RecipeError(
+            "--shards: what --from draws from a generator is written as one file. Leave --shards "
+            "out."
+        )
     if method is not None or settings:
         given = "--method" if method is not None else "--set"
         raise RecipeError(

@@ -1,12 +1,13 @@
 """Real images from disk, prepared as the teacher expects, read while they are used.
 
-Four layouts are understood:
+Five layouts are understood:
 
 * a folder of photos: no labels;
 * a folder with one subfolder per class: labels by subfolder (see ``class_indices``);
 * an ``.npz`` file with ``images``, uint8 ``(N, H, W, C)`` or ``(N, H, W)``, and optionally
   ``labels`` ``(N,)`` integers;
-* an image set that ``emptyset synthesize`` stored.
+* an image set that ``emptyset synthesize`` stored, class indices or probabilities with it;
+* the same in shards, as ``--shards`` writes them: their folder, or one of its ``.tar`` files.
 
 Photos and npz images of another size than the teacher's are resized: shorter side to
 ``Preprocessing.resize`` and centre crop, or straight to ``(H, W)`` where ``resize`` is None.
@@ -28,7 +29,8 @@ from emptyset.images.image_set import CARD_NAME, FILE_NAME, Batch, ImageSet
 from emptyset.images.npz_images import NpzImages
 from emptyset.images.photos import SUFFIXES, Photos
 from emptyset.images.preprocessing import Preprocessing
-from emptyset.images.stored_images_file import StoredImagesFile
+from emptyset.images.shards import holds_shards, read_shards
+from emptyset.images.stored_images_file import StoredImagesFile, require_stored_shape
 
 Reader = Callable[[Tensor, int], Iterator[Tensor]]
 """Called with sorted indices ``(M,)`` and a batch size; gives ``(N, C, H, W)`` float32."""
@@ -42,15 +44,16 @@ class LazyImages:
         path: Where they are.
         read: Reads batches of chosen images.
         indices: ``(N,)`` which images of the source, ascending.
-        all_labels: ``(M,)`` class index of every image of the source, or None.
-        layout: ``photos``, ``class folders``, ``npz`` or ``image set``.
+        all_targets: ``(M,)`` class indices or ``(M, K)`` probabilities of all images of the source,
+            or None.
+        layout: ``photos``, ``class folders``, ``npz`` or ``image set`` (in shards or not).
         history: What made the images, where that is known.
     """
 
     path: Path
     read: Reader
     indices: Tensor
-    all_labels: Tensor | None
+    all_targets: Tensor | None
     layout: str
     history: tuple[dict[str, Any], ...] = ()
 
@@ -58,9 +61,15 @@ class LazyImages:
         return len(self.indices)
 
     @property
+    def targets(self) -> Tensor | None:
+        """``(N,)`` class indices, ``(N, K)`` probabilities, or None."""
+        return None if self.all_targets is None else self.all_targets[self.indices]
+
+    @property
     def labels(self) -> Tensor | None:
-        """``(N,)`` class indices, or None."""
-        return None if self.all_labels is None else self.all_labels[self.indices]
+        """``(N,)`` class indices, or None: by probabilities no right answers can be counted."""
+        targets = self.targets
+        return None if targets is None or targets.dim() != 1 else targets
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All images in order, ``size`` at a time; the last batch may be smaller.
@@ -68,10 +77,10 @@ class LazyImages:
         Raises:
             ImagesError: If a file cannot be read; the message names it.
         """
-        start, labels = 0, self.labels
+        start, targets = 0, self.targets
         for images in self.read(self.indices, size):
             stop = start + len(images)
-            yield Batch(images, None if labels is None else labels[start:stop])
+            yield Batch(images, None if targets is None else targets[start:stop])
             start = stop
 
     def limited(self, limit: int | None) -> "LazyImages":
@@ -89,7 +98,7 @@ class LazyImages:
             "count": len(chosen),
         }
         images = torch.cat([batch.images for batch in batches])
-        return ImageSet(images, chosen.labels, history=(*self.history, entry))
+        return ImageSet(images, chosen.targets, history=(*self.history, entry))
 
 
 def load_images(
@@ -118,7 +127,9 @@ def load_images(
             f"{path}: no such file or folder. Give a folder of photos, a folder with one "
             "subfolder per class, an .npz file or a stored image set."
         )
-    if path.is_dir() and (path / FILE_NAME).exists():
+    if holds_shards(path):
+        found = _sharded(path, spec)
+    elif path.is_dir() and (path / FILE_NAME).exists():
         found = _stored(path, spec)
     elif path.name == FILE_NAME and (path.parent / CARD_NAME).exists():
         found = _stored(path.parent, spec)
@@ -127,6 +138,8 @@ def load_images(
         found = LazyImages(path, npz.read, torch.arange(len(npz)), npz.labels, "npz")
     elif path.is_dir():
         found = _photos(path, spec, class_names)
+    elif path.suffix == ".tar":
+        found = _sharded(path, spec)  # says what its folder lacks
     else:
         raise ImagesError(
             f"{path}: expected a folder or an .npz file with 'images'. One photo is no "
@@ -187,6 +200,8 @@ def _photos(path: Path, spec: Preprocessing, class_names: Sequence[str] | None) 
             f"({per_folder[0][0].name}/). Give a folder that holds one kind only."
         )
     if not direct and not per_folder:
+        if any(path.glob("*.tar")):
+            read_shards(path)  # says what they lack
         raise ImagesError(
             f"{path}: no images found. Looked for {', '.join(SUFFIXES)} in the folder and its "
             "subfolders."
@@ -213,5 +228,13 @@ def _photos_in(folder: Path) -> list[Path]:
 def _stored(path: Path, spec: Preprocessing) -> LazyImages:
     stored = StoredImagesFile(path, spec)
     return LazyImages(
-        path, stored.read, torch.arange(len(stored)), stored.labels, "image set", stored.history
+        path, stored.read, torch.arange(len(stored)), stored.targets, "image set", stored.history
+    )
+
+
+def _sharded(path: Path, spec: Preprocessing) -> LazyImages:
+    shards = read_shards(path)
+    require_stored_shape(path, shards.shape, spec)
+    return LazyImages(
+        path, shards.read, torch.arange(len(shards)), shards.targets, "image set", shards.history
     )

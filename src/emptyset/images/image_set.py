@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emptyset.errors import ImagesError
+from emptyset.images.shard_names import KIND, shard_name
 
 FILE_NAME = "images.safetensors"
 CARD_NAME = "card.json"
@@ -116,11 +117,15 @@ class ImageSet:
 
     @staticmethod
     def load(folder: Path) -> "ImageSet":
-        """Read what ``save`` wrote.
+        """Read what ``save`` wrote, or shards.
 
         Raises:
             ImagesError: If a file is missing, truncated or not an image set.
         """
+        from emptyset.images.shards import holds_shards, read_shards
+
+        if holds_shards(folder):
+            return read_shards(folder).image_set()
         path = folder / FILE_NAME if folder.is_dir() else folder
         try:
             tensors = load_file(path)
@@ -142,9 +147,17 @@ def values_of(tensor: Tensor) -> memoryview:
 
 
 def write_card(
-    path: Path, count: int, shape: list[int], digest: str, history: tuple[dict[str, Any], ...]
+    path: Path,
+    count: int,
+    shape: list[int],
+    digest: str,
+    history: tuple[dict[str, Any], ...],
+    *,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write what is told about a stored set, aside and renamed.
+
+    Files of the set that was there before are removed, as far as the new one has not replaced them.
 
     Args:
         path: The card.
@@ -152,6 +165,7 @@ def write_card(
         shape: ``[C, H, W]`` of an image.
         digest: Of images and targets, as ``ImageSet.digest``.
         history: As ``ImageSet.history``.
+        more: What else is told; of shards ``kind``, ``shards`` and ``target_dtype``.
 
     Returns:
         What was written.
@@ -162,8 +176,27 @@ def write_card(
         "units": "teacher's normalised units",
         "digest": digest,
         "history": list(history),
+        **(more or {}),
     }
+    replaced = _files_of_card(path) - _files_of(card)
     aside = path.with_name(f".{path.name}.part")
     aside.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     aside.replace(path)
+    for name in replaced:
+        (path.parent / name).unlink(missing_ok=True)
     return card
+
+
+def _files_of_card(path: Path) -> set[str]:
+    """Names of the files that the card at ``path`` stands for, if there is one."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    return _files_of(card) if isinstance(card, dict) else set()
+
+
+def _files_of(card: dict[str, Any]) -> set[str]:
+    if card.get("kind") != KIND:
+        return {FILE_NAME}
+    return {shard_name(number) for number in range(card["shards"])}

@@ -1,6 +1,5 @@
 """An image set that is written batch by batch while it is made; memory does not grow with it."""
 
-import hashlib
 import json
 from io import BufferedWriter
 from pathlib import Path
@@ -8,10 +7,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from emptyset.errors import ImagesError
-from emptyset.images.image_set import CARD_NAME, FILE_NAME, Batch, ImageSet, values_of, write_card
+from emptyset.images.image_set import CARD_NAME, FILE_NAME, Batch, values_of, write_card
+from emptyset.images.pieces import Pieces
 
 # How the safetensors format calls them.
 _TYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.int32: "I32"}
@@ -36,10 +34,7 @@ class ImageSetWriter:
         self._count = count
         self._aside = folder / f".{FILE_NAME}.part"
         self._file: BufferedWriter | None = None
-        self._digest = hashlib.sha256()
-        self._shape: list[int] = []
-        self._targets: list[Tensor] = []
-        self._written = 0
+        self._pieces = Pieces(folder, count)
 
     def __enter__(self) -> "ImageSetWriter":
         return self
@@ -63,32 +58,13 @@ class ImageSetWriter:
 
         Raises:
             ImagesError: If these are no images, are more than were announced, or differ from the
-                earlier ones in shape, or in whether they have targets.
+                earlier ones in shape, or in their targets.
         """
-        checked = ImageSet(batch.images, batch.targets)
+        pixels = self._pieces.add(batch)
         if self._file is None:
             self._begin(batch)
         assert self._file is not None
-        if list(checked.images.shape[1:]) != self._shape:
-            raise ImagesError(
-                f"{self._folder}: images of shape {tuple(checked.images.shape[1:])} after images "
-                f"of shape {tuple(self._shape)}. A set holds images of one shape."
-            )
-        if (batch.targets is None) != (not self._targets) and self._written:
-            raise ImagesError(
-                f"{self._folder}: some images have targets, others have none. Give all or none."
-            )
-        self._written += len(checked)
-        if self._written > self._count:
-            raise ImagesError(
-                f"{self._folder}: {self._count} images were announced, {self._written} came."
-            )
-        pixels = values_of(checked.images)
-        self._digest.update(pixels)
         self._file.write(pixels)
-        if batch.targets is not None:
-            # A copy: a view would keep the whole batch that it belongs to.
-            self._targets.append(batch.targets.clone())
 
     def finish(self, history: tuple[dict[str, Any], ...]) -> dict[str, Any]:
         """Write the rest, and give both files their names.
@@ -102,24 +78,19 @@ class ImageSetWriter:
         Raises:
             ImagesError: If fewer images were given than were announced.
         """
-        if self._written != self._count or self._file is None:
-            raise ImagesError(
-                f"{self._folder}: {self._count} images were announced, {self._written} came."
-            )
-        if self._targets:
-            targets = values_of(torch.cat(self._targets))
-            self._digest.update(targets)
-            self._file.write(targets)
+        digest, targets = self._pieces.finish()
+        assert self._file is not None
+        if targets is not None:
+            self._file.write(values_of(targets))
         self._file.close()
         self._file = None
         self._aside.replace(self._folder / FILE_NAME)
         return write_card(
-            self._folder / CARD_NAME, self._count, self._shape, self._digest.hexdigest(), history
+            self._folder / CARD_NAME, self._count, self._pieces.shape, digest, history
         )
 
     def _begin(self, batch: Batch) -> None:
         """Open the file and write its header, which the first batch decides."""
-        self._shape = list(batch.images.shape[1:])
         header, end = {}, 0
         for name, tensor in (("images", batch.images), ("targets", batch.targets)):
             if tensor is None:

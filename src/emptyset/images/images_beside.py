@@ -9,6 +9,7 @@ from torch import Tensor
 from emptyset.errors import ImagesError
 from emptyset.images.image_set import ImageSet
 from emptyset.images.image_source import Disagreement, Lesson, LiveSource, StoredImages
+from emptyset.images.targets import require_targets
 from emptyset.monitor import Monitor, State
 
 _STORED = "stored|"
@@ -48,7 +49,7 @@ class WithImagesBeside:
             about: What is to be told of them.
 
         Raises:
-            ImagesError: If there are no images, or no labels.
+            ImagesError: If there are no images, no labels, or labels that are no classes.
             ValueError: If ``share`` cannot be.
         """
         if not 0 < share < 1:
@@ -58,6 +59,9 @@ class WithImagesBeside:
                 "Images beside a source need labels, and at least one image. "
                 f"Got {len(images)} {'without' if images.targets is None else 'with'} labels."
             )
+        require_targets(
+            images.targets, classes, who="images beside a source", advice="The student learns them."
+        )
         self.source, self._classes, self._share = source, classes, share
         self._stored = StoredImages(images, seed=seed)
         self.about = {"real_images_beside": len(images), **(about or {})}

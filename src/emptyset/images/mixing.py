@@ -30,21 +30,29 @@ def mixed(
         mixup, Zhang et al. 2018, arXiv:1710.09412; CutMix, Yun et al. 2019, arXiv:1905.04899,
         section 3.1. There one share serves the whole batch.
     """
+    if method not in ("mixup", "cutmix"):
+        raise ValueError(f"method must be mixup or cutmix. Got '{method}'.")
     count, _, height, width = images_NCHW.shape
     device = images_NCHW.device
-    partners = torch.randperm(count, generator=generator)
-    shares = torch.rand(count, generator=generator)
+    order = torch.randperm(count, generator=generator)
+    drawn = torch.rand(count, generator=generator)
+    partners = _sent(order, device)
     if method == "mixup":
-        own = shares.view(-1, 1, 1, 1).to(device)
-        blended = own * images_NCHW + (1 - own) * images_NCHW[partners.to(device)]
-        return blended, partners.to(device), shares.to(device)
-    if method != "cutmix":
-        raise ValueError(f"method must be mixup or cutmix. Got '{method}'.")
-    rows = _inside(height, shares, generator)
-    columns = _inside(width, shares, generator)
-    box = (rows[:, :, None] & columns[:, None, :])[:, None].to(device)
-    pasted = torch.where(box, images_NCHW[partners.to(device)], images_NCHW)
-    return pasted, partners.to(device), 1 - box.float().mean((1, 2, 3))
+        shares = _sent(drawn, device)
+        own = shares.view(-1, 1, 1, 1)
+        return own * images_NCHW + (1 - own) * images_NCHW[partners], partners, shares
+    rows = _sent(_inside(height, drawn, generator), device)
+    columns = _sent(_inside(width, drawn, generator), device)
+    box = (rows[:, :, None] & columns[:, None, :])[:, None]
+    pasted = torch.where(box, images_NCHW[partners], images_NCHW)
+    return pasted, partners, 1 - box.float().mean((1, 2, 3))
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """From the CPU to a device, without waiting for what a GPU still has to do before."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _inside(length: int, shares: Tensor, generator: torch.Generator) -> Tensor:

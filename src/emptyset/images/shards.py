@@ -2,7 +2,7 @@
 
 Sample ``000000042`` is ``000000042.npy`` (float32 ``(C, H, W)`` [teacher's normalised units]) and
 ``000000042.json`` (``target`` where there are targets, ``scores``). ``card.json`` beside the
-shards holds count, shape, number of shards, digest and history.
+shards holds count, shape, number of shards, digest and history; ``shard_writer.py`` writes all.
 """
 
 import io
@@ -18,163 +18,183 @@ import torch
 from torch import Tensor
 
 from emptyset.errors import ImagesError
-from emptyset.images.image_set import CARD_NAME, Batch, ImageSet
+from emptyset.images.image_set import CARD_NAME, ImageSet
+from emptyset.images.shard_names import KIND, shard_name
 
-KIND = "webdataset shards"
+_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, tarfile.TarError)
 
 
-def write_shards(images: ImageSet, folder: Path, *, per_shard: int = 1000) -> list[Path]:
-    """Write ``images`` into ``folder`` as ``images-000000.tar`` and so on, aside and renamed.
+@dataclass(frozen=True)
+class _Place:
+    """Where the ``.npy`` of an image lies."""
 
-    The card comes last: a folder without one was not finished.
-
-    Raises:
-        ImagesError: If ``per_shard`` is below 1.
-    """
-    if per_shard < 1:
-        raise ImagesError(f"A shard needs at least 1 image. Got per_shard={per_shard}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for start in range(0, len(images), per_shard):
-        path = folder / f"images-{start // per_shard:06d}.tar"
-        aside = folder / f".{path.name}.part"
-        with tarfile.open(aside, "w") as archive:
-            for index in range(start, min(start + per_shard, len(images))):
-                _add_sample(archive, images, index)
-        aside.replace(path)
-        paths.append(path)
-    card = {
-        "kind": KIND,
-        "count": len(images),
-        "shape": list(images.images.shape[1:]),
-        "shards": len(paths),
-        "units": "teacher's normalised units",
-        "digest": images.digest(),
-        "target_dtype": None if images.targets is None else str(images.targets.dtype)[6:],
-        "history": list(images.history),
-    }
-    aside = folder / f".{CARD_NAME}.part"
-    aside.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    aside.replace(folder / CARD_NAME)
-    return paths
+    path: Path
+    start: int
+    length: int
 
 
 @dataclass(frozen=True)
 class ShardedImages:
-    """Shards that are read while they are used; memory does not grow with the count."""
+    """Shards whose headers were read; pixels are read while they are used.
 
-    folder: Path
-    card: dict[str, Any]
+    Attributes:
+        path: The folder, or one of its shards.
+        shape: ``(C, H, W)`` of an image.
+        targets: ``(N,)`` class indices, ``(N, K)`` probabilities, or None.
+        scores: One ``(N,)`` tensor per score.
+        history: What made the images.
+        digest: What ``ImageSet.digest`` gave; None where only one shard was opened.
+        places: Where the pixels of each image lie.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    targets: Tensor | None
+    scores: dict[str, Tensor]
+    history: tuple[dict[str, Any], ...]
+    digest: str | None
+    places: tuple[_Place, ...]
 
     def __len__(self) -> int:
-        return int(self.card["count"])
+        return len(self.places)
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All images in order, ``size`` at a time; the last batch may be smaller.
+    def read(self, indices: Tensor, size: int) -> Iterator[Tensor]:
+        """Batches of the images at ``indices``, ``(N, C, H, W)`` float32.
 
         Raises:
-            ImagesError: If a shard is missing, truncated or damaged.
+            ImagesError: If a shard is gone or damaged, or holds NaN or infinity.
         """
-        for images, targets, _ in self._chunks(size):
-            yield Batch(images, targets)
+        for chosen in torch.split(indices, size):
+            images = torch.stack([self._image(self.places[i]) for i in chosen.tolist()])
+            if not bool(torch.isfinite(images).all()):
+                raise ImagesError(
+                    f"{self.path}: images {int(chosen[0])} to {int(chosen[-1])} hold NaN or "
+                    "infinity. Make the set again."
+                )
+            yield images
 
     def image_set(self) -> ImageSet:
         """Everything in memory, checked against the digest.
 
         Raises:
-            ImagesError: As ``batches``, and if the images are not those that were written.
+            ImagesError: As ``read``, and if the images are not those that were written.
         """
-        chunks = list(self._chunks(256))
-        images = torch.cat([chunk[0] for chunk in chunks])
-        has_targets = self.card["target_dtype"] is not None
-        targets = torch.cat([c[1] for c in chunks if c[1] is not None]) if has_targets else None
-        samples = [sample for chunk in chunks for sample in chunk[2]]
-        scores = {
-            name: torch.tensor([sample["scores"][name] for sample in samples])
-            for name in samples[0]["scores"]
-        }
-        loaded = ImageSet(images, targets, scores, tuple(self.card["history"]))
-        if loaded.digest() != self.card["digest"]:
-            raise ImagesError(f"{self.folder}: the images are not those that the card names.")
+        images = torch.cat(list(self.read(torch.arange(len(self)), 256)))
+        loaded = ImageSet(images, self.targets, self.scores, self.history)
+        if self.digest is not None and loaded.digest() != self.digest:
+            raise ImagesError(f"{self.path}: the images are not those that the card names.")
         return loaded
 
-    def _chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor | None, list[dict[str, Any]]]]:
-        waiting: list[tuple[Tensor, dict[str, Any]]] = []
-        total = 0
-        for sample in self._samples():
-            waiting.append(sample)
-            total += 1
-            if len(waiting) == size:
-                yield self._chunk(waiting)
-                waiting = []
-        if waiting:
-            yield self._chunk(waiting)
-        if total != len(self):
-            raise ImagesError(
-                f"{self.folder}: the card names {len(self)} images, the shards hold {total}."
-            )
-
-    def _chunk(
-        self, samples: list[tuple[Tensor, dict[str, Any]]]
-    ) -> tuple[Tensor, Tensor | None, list[dict[str, Any]]]:
-        images = torch.stack([image for image, _ in samples])
-        known = [sample for _, sample in samples]
-        dtype = self.card["target_dtype"]
-        if dtype is None:
-            return images, None, known
-        targets = torch.tensor([s["target"] for s in known], dtype=getattr(torch, dtype))
-        return images, targets, known
-
-    def _samples(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        for number in range(int(self.card["shards"])):
-            path = self.folder / f"images-{number:06d}.tar"
-            try:
-                with tarfile.open(path) as archive:
-                    while (member := archive.next()) is not None:
-                        image = np.load(io.BytesIO(_content(archive, member)), allow_pickle=False)
-                        member = archive.next()
-                        if member is None:
-                            raise tarfile.ReadError("an image without its JSON")
-                        yield torch.from_numpy(image), json.loads(_content(archive, member))
-            except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-                raise ImagesError(f"{path}: not a readable shard ({error}).") from error
+    def _image(self, place: _Place) -> Tensor:
+        try:
+            with place.path.open("rb") as file:
+                file.seek(place.start)
+                content = io.BytesIO(file.read(place.length))
+            image = torch.from_numpy(np.load(content, allow_pickle=False))
+        except _DAMAGE as error:
+            raise _unreadable(place.path, error) from error
+        if tuple(image.shape) != self.shape or image.dtype != torch.float32:
+            found = f"an image of shape {tuple(image.shape)} and type {image.dtype}"
+            raise _unreadable(place.path, found)
+        return image
 
 
-def read_shards(folder: Path) -> ShardedImages:
-    """Open what ``write_shards`` wrote.
+def holds_shards(path: Path) -> bool:
+    """Whether ``path`` is a folder of finished shards, or one of them."""
+    if path.is_file() and path.suffix != ".tar":
+        return False
+    try:
+        _card(_folder(path))
+    except ImagesError:
+        return False
+    return True
+
+
+def read_shards(path: Path) -> ShardedImages:
+    """Open what ``ShardWriter`` wrote.
+
+    Args:
+        path: The folder, or one of its shards: then only the images of this one.
 
     Raises:
-        ImagesError: If the card is missing or names something else.
+        ImagesError: If the card is missing or names something else, a shard is missing or damaged,
+            or they do not hold as many images as the card names.
     """
+    folder = _folder(path)
+    card = _card(folder)
+    try:
+        shape, count, shards = tuple(card["shape"]), int(card["count"]), int(card["shards"])
+        kind, history = card["target_dtype"], tuple(card["history"])
+        kind = None if kind is None else getattr(torch, kind)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ImagesError(f"{folder}: {CARD_NAME} is not complete ({error!r}).") from error
+    whole = path == folder
+    paths = [folder / shard_name(number) for number in range(shards)] if whole else [path]
+    places: list[_Place] = []
+    told: list[dict[str, Any]] = []
+    targets: list[Tensor] = []
+    for one in paths:
+        found = _scanned(one)
+        places += [place for place, _ in found]
+        told += [sample["scores"] for _, sample in found]
+        if kind is not None:
+            targets.append(_targets(one, [sample for _, sample in found], kind))
+    if not places or (whole and len(places) != count):
+        raise ImagesError(f"{path}: the card names {count} images, the shards hold {len(places)}.")
+    return ShardedImages(
+        path,
+        shape,
+        torch.cat(targets) if targets else None,
+        {name: torch.tensor([scores[name] for scores in told]) for name in told[0]},
+        history,
+        card["digest"] if whole else None,
+        tuple(places),
+    )
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ImagesError(
-            f"{folder}: not a folder of finished shards ({error}). Expected images-000000.tar and "
-            f"on, and {CARD_NAME}."
+            f"{folder}: not a folder of finished shards ({error}). Expected {shard_name(0)} and "
+            f"on, and {CARD_NAME}, as `emptyset synthesize --shards N` writes them. Shards of "
+            "others are not read: unpack their photos into a folder."
         ) from error
     if not isinstance(card, dict) or card.get("kind") != KIND:
         raise ImagesError(f"{folder}: {CARD_NAME} does not describe {KIND}.")
-    return ShardedImages(folder, card)
+    return card
 
 
-def _add_sample(archive: tarfile.TarFile, images: ImageSet, index: int) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, images.images[index].contiguous().numpy())
-    sample: dict[str, Any] = {
-        "scores": {name: values[index].item() for name, values in images.scores.items()}
-    }
-    if images.targets is not None:
-        sample["target"] = images.targets[index].tolist()
-    for suffix, data in (("npy", buffer.getvalue()), ("json", json.dumps(sample).encode())):
-        # No time and no owner: the same images give the same bytes.
-        member = tarfile.TarInfo(f"{index:09d}.{suffix}")
-        member.size = len(data)
-        archive.addfile(member, io.BytesIO(data))
+def _scanned(path: Path) -> list[tuple[_Place, dict[str, Any]]]:
+    """Where the images of a shard lie, and what is told of each; no pixel is read."""
+    found = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            while (image := archive.next()) is not None:
+                told = archive.next()
+                key, _, suffix = image.name.rpartition(".")
+                if suffix != "npy" or told is None or told.name != f"{key}.json":
+                    raise tarfile.ReadError(f"no {key}.json behind {image.name}")
+                file = archive.extractfile(told)
+                sample = json.loads(b"" if file is None else file.read())
+                sample["scores"] = dict(sample["scores"])
+                found.append((_Place(path, image.offset_data, image.size), sample))
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from error
+    return found
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    if file is None:
-        raise tarfile.ReadError(f"{member.name} is no file")
-    return file.read()
+def _targets(path: Path, samples: list[dict[str, Any]], kind: torch.dtype) -> Tensor:
+    try:
+        return torch.tensor([sample["target"] for sample in samples], dtype=kind)
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: object) -> ImagesError:
+    return ImagesError(f"{path}: not a readable shard ({error}).")

@@ -15,9 +15,14 @@ from emptyset.images.preprocessing import Preprocessing
 
 
 class StoredImagesFile:
-    """What ``ImageSet.save`` wrote, batch by batch."""
+    """What ``ImageSet.save`` wrote, batch by batch.
 
-    labels: Tensor | None
+    Attributes:
+        targets: ``(N,)`` class indices, ``(N, K)`` probabilities, or None.
+        history: What made the images.
+    """
+
+    targets: Tensor | None
     history: tuple[dict[str, Any], ...]
 
     def __init__(self, folder: Path, spec: Preprocessing) -> None:
@@ -33,15 +38,9 @@ class StoredImagesFile:
                 f"{folder}: not a readable image set ({error}). Expected {FILE_NAME} with "
                 f"{CARD_NAME} beside it, as `emptyset synthesize --out DIR` writes them."
             ) from error
-        if len(shape) != 4 or shape[1:] != spec.shape:
-            raise ImagesError(
-                f"{folder}: stored images have shape {shape[1:]}, the teacher takes "
-                f"{spec.shape}. They are in normalised units and cannot be resized; make them "
-                "again for this teacher."
-            )
+        require_stored_shape(folder, shape[1:], spec)
         self._count = int(shape[0])
-        # Probabilities are targets to train with, not labels to count right answers by.
-        self.labels = targets if targets is not None and targets.dim() == 1 else None
+        self.targets = targets
         self.history = tuple(card.get("history", ()))
 
     def __len__(self) -> int:
@@ -63,3 +62,21 @@ class StoredImagesFile:
                     "again."
                 )
             yield images
+
+
+def require_stored_shape(path: Path, shape: tuple[int, ...], spec: Preprocessing) -> None:
+    """Refuse stored images that a network does not take.
+
+    Args:
+        path: Where they are, for the message.
+        shape: Of one image.
+        spec: What the network takes.
+
+    Raises:
+        ImagesError: If the shape is another.
+    """
+    if shape != spec.shape:
+        raise ImagesError(
+            f"{path}: stored images have shape {shape}, the teacher takes {spec.shape}. They are "
+            "in normalised units and cannot be resized; make them again for this teacher."
+        )

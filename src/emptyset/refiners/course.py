@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 AVERAGE, EXTREMES = "average", "extremes"
+# Whose images activation ranges follow before the student learns.
+IMAGES, GENERATOR = "images", "gdfq"
+RANGES_FROM = (IMAGES, GENERATOR)
 DECAY = 0.1
 
 
@@ -20,6 +23,7 @@ class Preset:
         warm_up: Epochs before the student is updated.
         range_epochs: The last of these in which activation ranges are tracked.
         milestones: Epochs after which the learning rate falls to a tenth.
+        batch_size: Images in one update.
         nesterov: Form of SGD's momentum.
         ranges: Of activations: a moving ``average``, fixed after the warm-up, or the ``extremes``
             of all that was trained on.
@@ -34,6 +38,7 @@ class Preset:
     warm_up: int = 0
     range_epochs: int = 0
     milestones: tuple[int, ...] = ()
+    batch_size: int = 128
     learning_rate: float = 1e-4
     temperature: float = 20.0
     distillation: float = 1.0
@@ -52,7 +57,7 @@ class Preset:
 
 # AdaSG and AdaDFQ on CIFAR: GDFQ's schedule, another loss.
 _ADAPTIVE = Preset(
-    epochs=400, steps=80_000, warm_up=4, range_epochs=4, milestones=(100, 200, 300),
+    epochs=400, steps=80_000, warm_up=4, range_epochs=4, milestones=(100, 200, 300), batch_size=16,
     distillation=0.0, cross_entropy=0.0, flatness=1.0,
 )  # fmt: skip
 
@@ -63,24 +68,25 @@ PRESETS = {
     # IntraQ: 151 epochs of 200 updates.
     "published": Preset(
         epochs=151, steps=30_200, warm_up=4, range_epochs=4, milestones=(20, 40, 60),
-        distillation=20.0, augmentation="crop",
+        batch_size=256, distillation=20.0, augmentation="crop",
     ),
     # GDFQ, Qimera, AutoReCon on CIFAR: 400 epochs of 200 lessons.
     "gdfq": Preset(
         epochs=400, steps=80_000, warm_up=4, range_epochs=4, milestones=(100, 200, 300),
-        kd_reduction="mean",
+        batch_size=200, kd_reduction="mean",
     ),
     # ZAQ on CIFAR: 300 epochs of 60 turns, each five lessons of the student and one of the
     # generator.
     "zaq": Preset(
-        epochs=300, steps=108_000, milestones=(100, 200), learning_rate=0.1, distillation=0.0,
-        cross_entropy=0.0, logit_distance=1.0, relations=1.0, weight_decay=5e-4, nesterov=False,
-        ranges=EXTREMES,
+        epochs=300, steps=108_000, milestones=(100, 200), batch_size=256, learning_rate=0.1,
+        distillation=0.0, cross_entropy=0.0, logit_distance=1.0, relations=1.0, weight_decay=5e-4,
+        nesterov=False, ranges=EXTREMES,
     ),
     # AIT on CIFAR: GDFQ's schedule, divergence only.
     "ait": Preset(
         epochs=400, steps=80_000, warm_up=4, range_epochs=4, milestones=(100, 200, 300),
-        kd_reduction="mean", cross_entropy=0.0, weight_decay=0.0, inundation="quantile",
+        batch_size=200, kd_reduction="mean", cross_entropy=0.0, weight_decay=0.0,
+        inundation="quantile",
     ),
     "adasg": _ADAPTIVE,
     "adadfq": _ADAPTIVE,
@@ -103,6 +109,7 @@ class Course:
         range_steps: So many of these track activation ranges: the last,
         early_ranges: or the first, as released codes do.
         ranges: ``average`` or ``extremes``; these are tracked always.
+        ranges_from: ``images``, or ``gdfq``: the warm-up is over then, see `generator_ranges`.
         milestones: Shares of the steps after which the learning rate falls to a tenth.
         epoch: Batches between two looks at how good the student is.
     """
@@ -113,6 +120,7 @@ class Course:
     range_steps: int
     early_ranges: bool
     ranges: str
+    ranges_from: str
     milestones: tuple[Fraction, ...]
     batch_size: int
     learning_rate: float
@@ -146,9 +154,10 @@ class Course:
     def first(self) -> int:
         """Number of the first batch that the training itself draws.
 
-        The learned preset's warm-up comes before its steps are taken from calibration.
+        The learned preset's warm-up comes before its steps are taken from calibration, that with a
+        generator of its own before stored images are looked at.
         """
-        return self.warm_up if self.learned else 0
+        return self.warm_up if self.learned or self.ranges_from == GENERATOR else 0
 
     def tracks(self, number: int) -> bool:
         """Whether activation ranges follow batch ``number``, counted from 0."""

@@ -6,14 +6,17 @@ then both learn in one loop. Presets:
 ``learned`` (default): ours. Steps of weights (per channel) and activations start from calibration
     (Lp search below 8 bits) and are learnt with the weights; divergence from the teacher only,
     Adam, cosine decay, stored images shifted and mirrored. Beside a source the first quarter of the
-    batches is for the source alone; then its images set the ranges.
+    batches is for the source alone; then its images set the ranges. One that asks the student (zaq,
+    adasg, adadfq) cannot learn before it, so ranges come from its first images: better run
+    `calibrate` on other images before.
 ``published``: the protocol of IntraQ, Zhong et al. 2022, arXiv:2111.09136, which DFFG shares and
     HAST, Li et al. 2023, arXiv:2303.13826, extends: cross entropy and ``20 T²`` times the
     divergence, T = 20, SGD with Nesterov momentum, learning rate in stairs, weights on their
     min/max, activations on a moving average that is fixed after the first 4 of 151 epochs. Prepare
     the student with plan ``every_layer`` and ``batch_norm: frozen``. At w4a4 the divergence of this
     strength destroyed a ResNet-20 for CIFAR-10 within ten updates, in a plain loop too; with
-    ``kd_reduction: mean``, a tenth of it, the student trains.
+    ``kd_reduction: mean``, a tenth of it, the student trains. ImageNet: ``batch_size: 16``,
+    ``learning_rate: 1.0e-6`` and ``milestones: [0.66]``.
 ``gdfq``: the loop of GDFQ, Xu et al. 2020, arXiv:2003.03603, which Qimera and AutoReCon share: 400
     epochs of 200 batches, in the first 4 (ImageNet: 50, ``warm_up: 0.125``) only the generator
     learns; cross entropy and ``T²`` times the divergence in its weak form. Plan and BatchNorm as
@@ -33,21 +36,21 @@ then both learn in one loop. Presets:
     of a mixed image is the target. Reconstruction: the paper was not seen; schedule and temperature
     are GDFQ's, the divergence is as strong as AdaDFQ's loss.
 HAST: ``published`` with ``cross_entropy: 0``, ``feature_attention: 1000``, ``perturbation: 0.01``
-    and ``learning_rate: 1.0e-5`` (CIFAR-10).
+    and ``learning_rate: 1.0e-5`` (CIFAR-10; the synthesizer ``hast`` tells those for other data).
 
 Differs from source: with stored images activation ranges come from these (augmented, as they are
-    trained on), not from a generator's; beside a source they are tracked in the last 4 epochs of
-    the warm-up (``legacy``: the first 4 of all), in all of it where the source asks the student.
-    Their moving average is corrected once (``legacy``: again at every update, as released). ZAQ's
-    student keeps the teacher's BatchNorm statistics. The last state is the result, never the best
-    on real images; beside a source last and best are recorded, the best by agreement with the
-    teacher on images it does not learn from.
+    trained on); ``ranges_from: gdfq`` takes a generator's, as IntraQ and HAST released it. Beside a
+    source they are tracked in the last 4 epochs of the warm-up (``legacy``: the first 4 of all), in
+    all of it where the source asks the student. Their moving average is corrected once (``legacy``:
+    again at every update, as released). ZAQ's student keeps the teacher's BatchNorm statistics. The
+    last state is the result, never the best on real images; beside a source last and best are
+    recorded, the best by agreement with the teacher on images it does not learn from.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
 
-from emptyset.errors import NotCalibratedError
+from emptyset.errors import NotCalibratedError, RecipeError
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images, ImageSource, LiveSource
 from emptyset.images.mixing import IMAGES_ONLY, MIXINGS
@@ -57,8 +60,10 @@ from emptyset.monitor import SILENT, Monitor
 from emptyset.quantizers.bits import Bits
 from emptyset.quantizers.learned_step import MASKS
 from emptyset.refiners.best_student import KEPT, Evaluate
-from emptyset.refiners.course import PRESETS, Course
+from emptyset.refiners.course import EXTREMES, GENERATOR, IMAGES, PRESETS, RANGES_FROM, Course
+from emptyset.refiners.generator_ranges import follow_generator
 from emptyset.refiners.inundation import INUNDATIONS
+from emptyset.refiners.published_rates import note_folded_rates
 from emptyset.refiners.source_warm_up import warmed_up
 from emptyset.refiners.training import Training
 from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
@@ -81,13 +86,16 @@ class DistillConfig:
             | 30,200 | 80,000 | 108,000); warm-up, milestones and range updates scale with it.
         warm_up: Share of the steps before the student is updated (0, beside a source 0.25 | 4 of
             151 epochs | 4 of 400 | 0).
+        ranges_from: With stored images, what activation ranges follow in the warm-up: the
+            ``images``, or those of a fresh generator of ``gdfq`` that learns meanwhile, in batches
+            of 16, as released by IntraQ and HAST. Not with learned and zaq.
         milestones: Shares of the steps after which the learning rate falls to a tenth (cosine | 20,
             40 and 60 of 151 epochs | 100, 200 and 300 of 400 | 100 and 200 of 300).
         learning_rate: Of weights, biases and BatchNorm (by bits: 1e-4, 2e-4, 3e-4 | 1e-4 | 1e-4 |
             0.1; IntraQ and GDFQ on ImageNet: 1e-6).
         step_learning_rate: Of the steps, relative [1 / update] (ten times ``learning_rate``).
-        batch_size: Images in one update. Ours; IntraQ and ZAQ: 256 on CIFAR, GDFQ's and Qimera's
-            code: 200, Qimera's paper: 64; 16 on ImageNet.
+        batch_size: Images in one update (128 | 256 | 200 | 256; adasg and adadfq: 16, texq: 128;
+            Qimera's paper: 64; IntraQ, GDFQ and TexQ on ImageNet: 16).
         temperature: T (4 | 20 | 20 | -).
         distillation: Weight of the divergence, which holds T² already (1 | 20 | 1 | 0; adasg and
             adadfq: 0).
@@ -133,10 +141,11 @@ class DistillConfig:
     preset: str = "learned"
     steps: int | None = None
     warm_up: float | None = None
+    ranges_from: str = IMAGES
     milestones: tuple[float, ...] | None = None
     learning_rate: float | None = None
     step_learning_rate: float | None = None
-    batch_size: int = 128
+    batch_size: int | None = None
     temperature: float | None = None
     distillation: float | None = None
     kd_reduction: str | None = None
@@ -165,7 +174,7 @@ class DistillConfig:
         for name, known in {
             "preset": tuple(PRESETS), "kd_reduction": (None, *REDUCTIONS), "mask": MASKS,
             "augmentation": (None, *AUGMENTATIONS), "mixing": (None, *MIXINGS), "keep": KEPT,
-            "precision": PRECISIONS, "inundation": (None, *INUNDATIONS),
+            "precision": PRECISIONS, "inundation": (None, *INUNDATIONS), "ranges_from": RANGES_FROM,
         }.items():  # fmt: skip
             if getattr(self, name) not in known:
                 choices = ", ".join(choice for choice in known if choice)
@@ -184,8 +193,14 @@ class DistillConfig:
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative. Got {value}.")
         self._check_shares()
-        if self.legacy and self.preset == "learned":
+        own = PRESETS[self.preset]
+        if self.legacy and own.learned:
             raise ValueError("legacy is what the published presets' code did; set one of these.")
+        if self.ranges_from == GENERATOR and (own.learned or own.ranges == EXTREMES):
+            raise ValueError(
+                f"ranges_from is for presets that follow ranges in a warm-up; '{self.preset}' does "
+                "not. Set preset to published, or leave ranges_from at images."
+            )
         if self.held_out == 1:
             raise ValueError("held_out must be 0 or at least 2. Got 1.")
 
@@ -223,6 +238,11 @@ class DistillConfig:
         """Settings that finish in a blink; the contract tests run these."""
         return cls(steps=3, batch_size=4)
 
+    @property
+    def images_per_update(self) -> int:
+        """``batch_size``, or the preset's own."""
+        return self.batch_size or PRESETS[self.preset].batch_size
+
     def course(self, bits: Bits, source: LiveSource | None = None) -> Course:
         """What these settings come to for a student of these bits, beside a source or not."""
         own, live = PRESETS[self.preset], source is not None
@@ -246,8 +266,9 @@ class DistillConfig:
             range_steps=range_steps,
             early_ranges=self.legacy,
             ranges=own.ranges,
+            ranges_from=self.ranges_from,
             milestones=shares,
-            batch_size=self.batch_size,
+            batch_size=self.images_per_update,
             learning_rate=rate,
             step_learning_rate=_given(self.step_learning_rate, 10 * rate),
             nesterov=own.nesterov,
@@ -287,7 +308,7 @@ class DistillConfig:
         ranges = max(1, round(steps * own.range_epochs / own.epochs)) if own.range_epochs else 0
         share = _given(self.warm_up, own.warm_up / own.epochs)
         warm_up = max(round(steps * share), ranges)
-        if source is not None and source.needs_student:
+        if source is not None and source.needs_student and not self.legacy:
             ranges = warm_up  # it asks the student from the first batch on
         return warm_up, ranges
 
@@ -344,6 +365,8 @@ class Distill:
         """
         live = images if isinstance(images, LiveSource) else None
         course = self.config.course(student.bits, live)
+        if not course.learned:
+            note_folded_rates(student, self.config.preset, monitor)
         calibrated = not student.without_ranges()
         calibrate = refiners.get("calibrate")
         refiner = calibrate.make(calibrate.config())
@@ -359,4 +382,11 @@ class Distill:
                 )
             refiner.refine(student, images, seed=seed, monitor=monitor)
         source = live or source_of(images, seed)
+        if course.ranges_from == GENERATOR:
+            if live is not None:
+                raise RecipeError(
+                    "distill: ranges_from 'gdfq' is for stored images; beside a source its own "
+                    "images give the ranges. Leave ranges_from at 'images'."
+                )
+            follow_generator(student, course, seed=seed, monitor=monitor)
         Training(student, source, course, seed, evaluate=evaluate).run(monitor)

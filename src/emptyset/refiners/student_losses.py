@@ -13,6 +13,11 @@ from emptyset.losses.feature_relations import feature_relation_loss
 from emptyset.losses.logit_difference import difference_flatness_loss
 from emptyset.refiners.course import Course
 
+NO_LABELS = (
+    "distill: the cross entropy needs labels, and these images have none. Set cross_entropy to 0, "
+    "or use images that a method made for labels."
+)
+
 
 @dataclass(frozen=True)
 class Opinions:
@@ -51,10 +56,7 @@ def weighted_losses(course: Course, said: Opinions, targets: Tensor | None) -> d
         )
     if course.cross_entropy > 0:
         if targets is None:
-            raise ImagesError(
-                "distill: the cross entropy needs labels, and these images have none. Set "
-                "cross_entropy to 0, or use images that a method made for labels."
-            )
+            raise ImagesError(NO_LABELS)
         losses["cross entropy"] = course.cross_entropy * F.cross_entropy(said.ours, targets)
     if course.feature_attention > 0:
         losses["feature attention"] = course.feature_attention * feature_attention_loss(

@@ -9,29 +9,41 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from emptyset.errors import CollapseError
+from emptyset.errors import CollapseError, ImagesError
 from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.originals import put, trainable
 from emptyset.graph.student import Student
 from emptyset.images.image_set import Batch
-from emptyset.images.image_source import Disagreement, ImageSource, Lesson, LiveSource
+from emptyset.images.image_source import (
+    Disagreement,
+    ImageSource,
+    Lesson,
+    LiveSource,
+    StoredImages,
+)
+from emptyset.images.targets import require_targets
 from emptyset.monitor import Monitor, State
 from emptyset.refiners.best_student import BestStudent, Evaluate, put_back
 from emptyset.refiners.course import EXTREMES, Course
 from emptyset.refiners.finite_losses import DivergedError, FiniteLosses
 from emptyset.refiners.inundation import Inundation
 from emptyset.refiners.learners import Learners
-from emptyset.refiners.student_losses import Opinions, weighted_losses
+from emptyset.refiners.student_losses import NO_LABELS, Opinions, weighted_losses
 from emptyset.refiners.training_parts import (
     Pair,
     augmented,
     mixed_batch,
+    on_device,
     pair_of,
     pays_to_compile,
     pays_to_halve,
+    uses_labels,
 )
 
 KEY = "distill"
+WITHOUT_LABELS = (
+    "Or train without: cross_entropy 0, and mixing 'none' or one whose name ends in '_images'."
+)
 
 
 class Training:
@@ -65,8 +77,9 @@ class Training:
         self._inundation: Inundation | None = None
         self._classes = 0
         if course.mixing != "none":
-            with torch.no_grad():
-                self._classes = self._pair.teacher(student.teacher.example(1))[0].shape[1]
+            self._classes = self._class_count()
+        if isinstance(source, StoredImages):
+            self._check_labels(source.images.targets)
         self._best = BestStudent(
             student,
             self._parameters,
@@ -78,6 +91,18 @@ class Training:
         self._finite = (
             FiniteLosses(student, self._parameters, self._live) if self._live is not None else None
         )
+
+    def _class_count(self) -> int:
+        """Classes that the teacher tells apart."""
+        with torch.no_grad():
+            return int(self._pair.teacher(self._student.teacher.example(1))[0].shape[1])
+
+    def _check_labels(self, targets: Tensor | None) -> None:
+        """Of stored images, once: a look at every batch would wait for the device."""
+        if targets is None and self._course.cross_entropy > 0:
+            raise ImagesError(NO_LABELS)
+        if targets is not None and uses_labels(self._course):
+            require_targets(targets, self._class_count(), who=KEY, advice=WITHOUT_LABELS)
 
     def run(self, monitor: Monitor) -> None:
         """All updates, or those that are left after a kill."""
@@ -179,12 +204,19 @@ class Training:
         return torch.optim.Adam([weights, steps], lr=course.learning_rate)
 
     def _update(self, number: int) -> None:
-        """One batch: the source learns, ranges move, then weights."""
-        course = self._course
-        batch = self._source.next_batch(course.batch_size)
-        tracking, learns = course.tracks(number), number >= course.warm_up
+        """One batch; ranges follow what passes through in it, and nothing that others show."""
+        tracking = self._course.tracks(number)
         self._learners.track(tracking)
-        said = None
+        try:
+            self._turn(number, tracking)
+        finally:
+            self._learners.track(False)
+
+    def _turn(self, number: int, tracking: bool) -> None:
+        """The source learns, ranges move, then weights."""
+        course, said = self._course, None
+        batch = self._source.next_batch(course.batch_size)
+        learns = number >= course.warm_up
         if isinstance(batch, Lesson):
             if batch.source_learns:
                 said = self._teach_source(batch)
@@ -211,7 +243,7 @@ class Training:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
         images = batch.images.detach().to(device)
         images = augmented(images, course.augmentation, course.flip, generator)
-        batch = Batch(images, None if batch.targets is None else batch.targets.to(device))
+        batch = Batch(images, on_device(batch.targets, device))
         if mixing != "none":
             batch = mixed_batch(batch, mixing, self._classes, generator)
         return batch

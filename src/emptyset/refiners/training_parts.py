@@ -23,6 +23,7 @@ from emptyset.inversion.compilation import (
 )
 from emptyset.inversion.resampling import draw_crops, sampled
 from emptyset.monitor import Monitor
+from emptyset.refiners.course import Course
 
 AUGMENTATIONS = ("shift", "crop", "none")
 # Greatest shift as a share of the image's shorter side: 4 of 32 pixels, as CIFAR is trained.
@@ -57,6 +58,19 @@ def source_of(images: Images | ImageSource | LiveSource, seed: int) -> ImageSour
         stacked = torch.cat([batch.images for batch in batches])
         images = ImageSet(stacked, torch.cat(targets) if labelled else None)
     return StoredImages(images, seed=seed)
+
+
+def uses_labels(course: Course) -> bool:
+    """Whether a course learns from the images' labels; what it does not use may be anything."""
+    mixes_labels = course.mixing != "none" and not course.mixing.endswith(IMAGES_ONLY)
+    return course.cross_entropy > 0 or mixes_labels
+
+
+def on_device(targets: Tensor | None, device: torch.device) -> Tensor | None:
+    """Targets where the losses are, int64 or float32: stored ones may be narrower or wider."""
+    if targets is None:
+        return None
+    return targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
 
 
 def augmented(images_NCHW: Tensor, method: str, flip: float, generator: torch.Generator) -> Tensor:

@@ -165,10 +165,10 @@ def contact_sheet(
 
 def _classes(images: ImageSet | LazyImages) -> Tensor | None:
     """``(N,)`` class indices, or None."""
-    labels = images.targets if isinstance(images, ImageSet) else images.labels
-    if labels is None:
+    targets = images.targets
+    if targets is None:
         return None
-    return labels if labels.dim() == 1 else labels.argmax(dim=1)
+    return targets if targets.dim() == 1 else targets.argmax(dim=1)
 
 
 def _pictures(
