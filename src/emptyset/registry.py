@@ -72,13 +72,14 @@ class Registry:
         """The entry called ``name``.
 
         Raises:
-            UnknownNameError: If there is none; the message names the nearest.
+            UnknownNameError: If there is none; the message names the nearest, or where a method of
+                another kind belongs.
         """
         self._discover()
         if name in self._entries:
             return self._entries[name]
         raise UnknownNameError(
-            f"No {self.kind} is called '{name}'.{nearest(name, self.names())} "
+            f"No {self.kind} is called '{name}'.{_elsewhere(name) or nearest(name, self.names())} "
             f"Known: {', '.join(self.names())}."
         )
 
@@ -100,6 +101,14 @@ def nearest(name: str, known: list[str]) -> str:
     """`` Did you mean 'x'?`` with a leading space, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _elsewhere(name: str) -> str:
+    """Where a method that is of another kind belongs, with a leading space, or an empty string."""
+    for kind, place in _PLACES.items():
+        if name in kind.names():
+            return f" '{name}' is a {kind.kind}: {place.format(name=name)}"
+    return ""
 
 
 def import_folder(package: str, path: list[str]) -> None:
@@ -129,3 +138,11 @@ ranges = Registry("range", "emptyset.ranges")
 plans = Registry("plan", "emptyset.graph")
 
 ALL = (synthesizers, sources, selectors, refiners, ranges, plans)
+
+# What a method of another kind is, and where it belongs.
+_PLACES = {
+    sources: "a generator that is trained beside the student. In a recipe, write "
+    "`source: {{method: {name}}}` in place of `synthesize`, and run it: `emptyset run RECIPE`.",
+    synthesizers: "it makes images before there is a student. In a recipe, write "
+    "`synthesize: {{method: {name}}}`, or give --images {name}.",
+}

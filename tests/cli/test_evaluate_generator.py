@@ -103,7 +103,8 @@ def test_a_generator_without_labels_is_pictured_and_says_what_is_missing(
     ("options", "said"),
     [
         (["--teacher", DIGITS, "--pair", "1,2"], "--pair: is for a generator's pictures"),
-        (["--teacher", DIGITS, "--real", "x"], "--real: is for a generator's pictures"),
+        (["--teacher", DIGITS, "--limit", "5"], "--limit: is for images that are compared with"),
+        (["--teacher", DIGITS, "--real", "x"], "there is no such file or folder of images"),
         (["--teacher", DIGITS, "--pair", "1", "--pictures", "p"], "two class numbers"),
         (["--teacher", DIGITS, "--noise", "some"], "'noise' must be one of auto, zero, drawn"),
         (["--teacher", DIGITS, "--clip", "x"], "--clip: judges images, not a generator"),
@@ -123,6 +124,73 @@ def test_options_of_a_generator_are_refused_for_images(real: Path, command: Any)
     result = command("evaluate", real, "--teacher", DIGITS, "--pictures", "p")
     assert result.exit_code == 2
     assert "--pictures: judges a generator, not images" in result.stderr
+
+
+def test_a_generators_images_are_compared_with_real_ones_as_stored_images_are(
+    generators: dict[str, Path], real: Path, tmp_path: Path, command: Any
+) -> None:
+    count, seed, made = "13", "5", tmp_path / "made"
+    drawn = command(
+        "synthesize", DIGITS, "--from", generators["qimera"], "--count", count, "--seed", seed,
+        "--device", "cpu", "--out", made,
+    )  # fmt: skip
+    assert drawn.exit_code == 0, drawn.output
+    common = ["--teacher", DIGITS, "--real", real, "--device", "cpu", "-q", "--limit", count]
+    expected = told(command("evaluate", made, *common, "--json"))["neighbours"]
+    asked = [generators["qimera"], *common, "--seed", seed, "--pairs", "1"]
+    page = tmp_path / "page.html"
+    found = told(command("evaluate", *asked, "--json", "--report", page))
+    assert found["neighbours"] == expected
+    assert (found["neighbours"]["count"], found["neighbours"]["real_count"]) == (13, 13)
+    assert found["class_boundary"]["pairs"] == 1
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    assert f"13 images drawn with seed 5, beside 13 real ones of {real}" in text
+    nearest = expected["features"]["closest"][0]
+    assert f"image {nearest['image']}, real {nearest['real']}: " in text
+    assert "Nearest pairs, by features" in text
+    shown = " ".join(command("evaluate", *asked).stdout.split())
+    assert "superposed embeddings" in shown
+    assert "distance to the nearest real image" in shown
+    assert "features, closer" in shown
+    assert "13 images drawn with seed 5" in shown
+
+
+def test_so_many_images_are_drawn_where_nothing_is_said(
+    generators: dict[str, Path], real: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emptyset.cli import evaluate_generator
+
+    assert evaluate_generator.DRAWN == 1024
+    monkeypatch.setattr(evaluate_generator, "DRAWN", 21)
+    common = ["--teacher", DIGITS, "--device", "cpu", "-q", "--json"]
+    found = told(command("evaluate", generators["zaq"], *common, "--real", real))
+    assert (found["neighbours"]["count"], found["neighbours"]["real_count"]) == (21, 40)
+    assert found["class_boundary"] is None
+    assert "zaq makes images without labels" in found["not_shown"][0]
+    without = told(command("evaluate", generators["qimera"], *common, "--pairs", "1"))
+    assert without["neighbours"] is None
+    assert without["not_shown"] is None
+
+
+def test_a_page_without_real_images_tells_no_distances(
+    generators: dict[str, Path], tmp_path: Path, command: Any
+) -> None:
+    page = tmp_path / "page.html"
+    common = ["--teacher", DIGITS, "--device", "cpu", "-q", "--report", page]
+    result = command("evaluate", generators["zaq"], *common)
+    assert result.exit_code == 0, result.output
+    assert "Nearest" not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "other.safetensors"])
+def test_a_damaged_generator_is_named_as_one(
+    name: str, generators: dict[str, Path], tmp_path: Path, command: Any
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(generators["zaq"].read_bytes()[:300])
+    result = command("evaluate", path, "--teacher", DIGITS, "--device", "cpu", "-q")
+    assert result.exit_code == 2
+    assert "not a readable generator" in result.stderr
 
 
 def test_made_images_are_compared_with_the_nearest_real_ones(

@@ -6,6 +6,7 @@ from torch import nn
 
 from emptyset.errors import ImagesError
 from emptyset.evaluate.diversity import diversity
+from emptyset.evaluate.teacher_features import TeacherFeatures
 from emptyset.images.image_set import ImageSet
 from emptyset.teachers.teacher import InputSpec, Teacher
 
@@ -66,3 +67,56 @@ def test_classes_of_one_image_have_no_similarity_within() -> None:
 def test_one_image_is_like_nothing() -> None:
     with pytest.raises(ImagesError, match="at least 2"):
         diversity(ImageSet(torch.zeros(1, 1, 1, 2)), teacher())
+
+
+def of_maps(last: nn.Module) -> Teacher:
+    """Features are the two pixels; what ``last`` makes of them are the logits."""
+    shaped = nn.Unflatten(1, (2, 1, 1))
+    module = nn.Sequential(nn.Flatten(), shaped, last, nn.Flatten()).requires_grad_(False).eval()
+    return Teacher("test:maps", module, InputSpec((1, 1, 2), (0.5,), (0.25,)))
+
+
+def test_a_convolution_of_one_pixel_is_a_last_layer_for_every_measure() -> None:
+    given = of_maps(nn.Conv2d(2, 3, 1))
+    found, plain = diversity(images(None), given), diversity(images(None), teacher())
+    assert found.features == plain.features == "penultimate" == TeacherFeatures(given).kind
+    assert found.similarity == pytest.approx(plain.similarity)
+    assert found.similarity_to_others == pytest.approx(plain.similarity_to_others)
+    assert found.to_json()["features"] == "penultimate"
+
+
+def test_logits_are_compared_for_want_of_a_last_layer_and_named_so() -> None:
+    last = nn.Conv2d(2, 3, 1)
+    with torch.no_grad():
+        last.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).view(3, 2, 1, 1))
+        last.bias.zero_()
+    # A padded convolution sees more than one place.
+    wide = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+    with torch.no_grad():
+        wide.weight.zero_()
+        wide.weight[:, :, 1, 1] = last.weight[:, :, 0, 0]
+    found = diversity(images(None), of_maps(wide))
+    assert found.features == "logits" == TeacherFeatures(of_maps(wide)).kind
+    # Logits (a, b, b) of the rows (1, 0), (2, 0), (3, 3), (0, 1).
+    assert found.similarity == pytest.approx((1 + 2 / 3**0.5 + 2 / 6**0.5) / 6)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([0, 2, 1, 1]), r"from 0 to 2, but the teacher has 2 classes \(0 to 1\)"),
+        (torch.tensor([0, -1, 1, 1]), r"from -1 to 1"),
+        (torch.full((4, 3), 1 / 3), r"2 classes.*\(4, 3\)"),
+    ],
+)
+def test_labels_of_another_task_are_refused(targets: torch.Tensor, message: str) -> None:
+    with pytest.raises(ImagesError, match=message):
+        diversity(images(targets), teacher())
+
+
+def test_a_network_of_one_output_says_how_alike_images_are() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(2, 1)).requires_grad_(False).eval()
+    single = Teacher("test:one", module, InputSpec((1, 1, 2), (0.5,), (0.25,)))
+    found = diversity(images(None), single)
+    assert found.classes == 1
+    assert found.similarity == pytest.approx((1 + 3 * HALF) / 6)

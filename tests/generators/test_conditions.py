@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from emptyset.errors import UnsupportedModelError
 from emptyset.generators.class_mixture import ClassMixture, SuperposedClasses
 from emptyset.generators.conditions import (
     NoiseAlone,
@@ -12,9 +11,7 @@ from emptyset.generators.conditions import (
     SuperposedEmbedding,
     extract_embeddings,
 )
-from emptyset.generators.embedding_source import class_centres, required_centres
 from emptyset.generators.generator import labels_in_batches
-from emptyset.teachers.teacher import InputSpec, Teacher
 
 CLASSES, WIDTH = 5, 6
 
@@ -107,35 +104,6 @@ def test_extracted_embeddings_start_as_the_classifiers_rows(frozen: bool) -> Non
     extract_embeddings(condition, rows, frozen=frozen)
     assert torch.equal(condition.embedding.weight, rows)
     assert condition.embedding.weight.requires_grad is not frozen
-
-
-def teacher_of(module: torch.nn.Module) -> Teacher:
-    return Teacher("test", module, InputSpec((3, 8, 8), (0.5,) * 3, (0.25,) * 3))
-
-
-def test_a_classifier_that_is_a_convolution_of_one_pixel_has_rows_too() -> None:
-    conv = torch.nn.Conv2d(7, CLASSES, 1)
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 7, 3), conv, torch.nn.Flatten())
-    centres = class_centres(teacher_of(net), CLASSES)
-    assert torch.equal(centres, conv.weight[:, :, 0, 0])
-
-
-def test_a_linear_layer_that_does_not_give_the_logits_is_not_taken_for_the_classifier() -> None:
-    net = torch.nn.Sequential(torch.nn.Linear(4, CLASSES), torch.nn.Linear(CLASSES, 3))
-    assert class_centres(teacher_of(net), 9) is None
-    assert class_centres(teacher_of(net), 3).shape == (3, CLASSES)
-
-
-def test_without_a_linear_head_the_alternative_is_named() -> None:
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, CLASSES, 3), torch.nn.AdaptiveAvgPool2d(1))
-    with pytest.raises(UnsupportedModelError, match="Set embeddings to random"):
-        required_centres(teacher_of(net), CLASSES, None, "qimera")
-
-
-def test_a_width_that_the_classifier_does_not_have_is_refused() -> None:
-    net = torch.nn.Linear(7, CLASSES)
-    with pytest.raises(UnsupportedModelError, match="length 6 are asked for"):
-        required_centres(teacher_of(net), CLASSES, 6, "qimera")
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.4, 50), (0.0, 7), (1.0, 20), (0.5, 3)])

@@ -64,3 +64,33 @@ def test_a_loss_keeps_no_feature_maps_but_for_its_gradient(frozen: FrozenTeacher
         del value
         assert len(maps) == 2
         assert all(one() is None for one in maps)
+
+
+def test_features_are_those_before_a_classifier_of_one_pixel_convolution() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = body
+            self.output = nn.Conv2d(5, 4, 1)
+            self.unused = nn.Linear(3, 4)  # registered last, yet never called
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.output(self.body(x)).flatten(1)
+            return logits
+
+    body = nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1))
+    net = Net().eval()
+    spec = InputSpec((2, 6, 7), (0.5,) * 2, (0.25,) * 2)
+    frozen = FrozenTeacher(Teacher("test", net, spec))
+    images = torch.randn(3, 2, 6, 7, generator=torch.Generator().manual_seed(0))
+    seen = frozen.look(images)
+    assert frozen.feature_kind == "penultimate"
+    assert seen.features is not None
+    torch.testing.assert_close(seen.features, body(images).flatten(1))
+
+
+def test_without_a_last_layer_there_are_no_features() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    frozen = FrozenTeacher(Teacher("test", net, InputSpec((2, 6, 7), (0.5,) * 2, (0.25,) * 2)))
+    assert frozen.feature_kind == "logits"
+    assert frozen.look(torch.ones(3, 2, 6, 7)).features is None

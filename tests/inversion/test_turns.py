@@ -235,6 +235,17 @@ def test_killed_twice_it_ends_with_the_same_images() -> None:
     assert torch.equal(run(9, disk, **whims({})).images, expected.images)
 
 
+def test_of_a_set_the_last_images_are_kept_as_the_others_were_matched_to_them() -> None:
+    # Steps so large that the last loss is not the smallest.
+    wild = {"groups": (Group(Adam(), Plateau(0.8)),)}
+    last = run(9, **wild).images
+    assert torch.equal(run(9, keep_best=True, **wild).images, last)
+    # Alone, or as the only batch of a set, the best ones are.
+    for count, turn in ((9, None), (3, 2)):
+        ends = [run(count, keep_best=best, joint_steps=turn, **wild).images for best in (0, 1)]
+        assert not torch.equal(*ends)
+
+
 def test_states_that_do_not_fit_into_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(9, **whims({}))
     read: list[int] = []

@@ -8,6 +8,7 @@ from torch import nn
 
 from emptyset.generators.autorecon_cells import AutoReConBackbone
 from emptyset.generators.conditions import NoiseAlone, ScaledEmbedding
+from emptyset.generators.source_maker import SourceMaker
 from emptyset.generators.upsampling_backbone import UpsamplingBackbone
 from emptyset.sources.autorecon import AutoReCon, AutoReConConfig
 from emptyset.sources.gdfq import Gdfq, GdfqConfig
@@ -64,6 +65,24 @@ def test_zaqs_images_have_no_labels() -> None:
     assert (made.needs_student, made.needs_features) == (True, True)
     without = Zaq(ZaqConfig(relation_weight=0.0, activation_weight=0.0, widths=(5, 4)))
     assert not without.source(teacher_of(), seed=0).needs_features
+
+
+@pytest.mark.parametrize("size", [9, 10, 11])
+@pytest.mark.parametrize(
+    "made_by",
+    [
+        Gdfq(GdfqConfig(latent=6, widths=(5, 4), backbone="cifar")),
+        Gdfq(GdfqConfig(latent=6, widths=(5, 4), backbone="imagenet")),
+        Zaq(ZaqConfig.smallest()),
+        AutoReCon(AutoReConConfig.smallest()),
+    ],
+)
+def test_sizes_that_the_doublings_do_not_give_are_made_all_the_same(
+    size: int, made_by: SourceMaker
+) -> None:
+    made = made_by.source(teacher_of(size), seed=0)
+    assert made.next_batch(4).images.shape == (4, 3, size, size)
+    assert made.drawn(5, seed=0).images.shape == (5, 3, size, size)
 
 
 @pytest.mark.parametrize(

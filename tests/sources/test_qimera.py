@@ -113,12 +113,33 @@ def test_one_class_is_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [(9, 7), (10, 12), (5, 5)])
-@pytest.mark.parametrize("base", ["gdfq", "autorecon"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"base": "autorecon"}, {"backbone": "imagenet"}, {"base": "zaq"}]
+)
 def test_sizes_that_the_doublings_do_not_give_are_made_all_the_same(
-    size: tuple[int, int], base: str
+    size: tuple[int, int], settings: dict[str, Any]
 ) -> None:
-    made = source(teacher_of(size=size), base=base)
-    assert made.next_batch(3).images.shape == (3, 3, *size)
+    made = source(teacher_of(size=size), superposed_share=0.5, **settings)
+    conditional = bool(settings) and settings != {"base": "zaq"}
+    assert made.generator.backbone.conditional is conditional
+    for _ in range(2):
+        images = made.next_batch(3).images.detach()
+        assert images.shape == (3, 3, *size)
+        # Nothing is left as it was padded or cut: every row and column differs from the next.
+        for axis in (2, 3):
+            length = images.shape[axis]
+            ahead, behind = images.narrow(axis, 1, length - 1), images.narrow(axis, 0, length - 1)
+            assert bool((ahead != behind).any(dim=5 - axis).all())
+    assert made.drawn(4, seed=0).images.shape == (4, 3, *size)
+
+
+@pytest.mark.parametrize("embeddings", ["trained", "frozen"])
+def test_embeddings_of_another_width_than_the_classifiers_rows_are_refused(
+    embeddings: str,
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"length 9 .* rows of 7.*embeddings to random"):
+        source(embeddings=embeddings, embedding_width=9)
+    assert condition(source(embeddings=embeddings, embedding_width=7)).embedding.embedding_dim == 7
 
 
 class PointwiseHead(nn.Module):

@@ -126,7 +126,7 @@ def test_a_student_is_competed_with(make_teacher: Callable[..., Teacher]) -> Non
         config = DeepInversionConfig(
             steps=40,
             adaptive_weight=weight,
-            statistics_weight=0.0,
+            statistics_weight=1e-9,
             class_weight=0.0,
             **PLAIN,  # type: ignore[arg-type]
         )
@@ -149,7 +149,7 @@ def test_a_student_named_in_the_settings_sees_the_same_pixels(
     make_teacher: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher, named = make_teacher(seed=0), make_teacher(seed=1, mean=0.3, std=0.2)
-    monkeypatch.setattr(deep_inversion, "named_network", lambda name: {"test:1": named}[name])
+    monkeypatch.setattr(deep_inversion, "named_network", lambda name, _: {"test:1": named}[name])
     config = DeepInversionConfig(
         steps=3, adaptive_weight=5.0, student="test:1", statistics_weight=0.0, norm_weight=0.0,
         smoothness_weight=0.0, class_weight=0.0, **PLAIN,
@@ -200,6 +200,13 @@ def test_a_network_of_one_size_is_refused_with_the_setting_to_change() -> None:
         DeepInversion(DeepInversionConfig.smallest()).synthesize(fixed, 4, seed=0)
     config = DeepInversionConfig(steps=2, low_resolution_share=0.0)
     assert len(DeepInversion(config).synthesize(fixed, 4, seed=0)) == 4
+
+
+def test_nothing_to_learn_is_refused() -> None:
+    nothing = {"statistics_weight": 0.0, "class_weight": 0.0}
+    with pytest.raises(ValueError, match=r"'class_weight' and 'adaptive_weight' are all 0"):
+        DeepInversionConfig(**nothing)  # type: ignore[arg-type]
+    DeepInversionConfig(**nothing, adaptive_weight=0.2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -86,12 +86,36 @@ def test_a_lower_margin_keeps_images_from_the_centre_of_their_class(
     assert nearness(0.4) < nearness(0.0) - 0.05
 
 
-def test_a_teacher_without_a_linear_layer_needs_the_margin_off() -> None:
-    module = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    module.requires_grad_(False).eval()
-    given = Teacher("test:conv", module, InputSpec((3, 5, 6), (0.5,) * 3, (0.25,) * 3))
+def convolutional(last: nn.Module) -> Teacher:
+    """``last`` has 3 outputs for the 5 channels of a pooled map."""
+    body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1))
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(body, last, nn.Flatten()).requires_grad_(False).eval()
+    for parameter in net.parameters():
+        parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+    return Teacher("test:conv", net, InputSpec((3, 5, 6), (0.5,) * 3, (0.25,) * 3))
+
+
+def test_a_classifier_that_is_a_convolution_has_centres_too() -> None:
+    given = convolutional(nn.Conv2d(5, 3, 1))
+    centres: list[Tensor] = []
+
+    class Watched(Intraq):
+        def objective(self, seen: Seen) -> Tensor:
+            centres.append(seen.drawn["centres"])
+            return super().objective(seen)
+
+    made = Watched(IntraqConfig(steps=1, batch_size=6)).synthesize(given, 12, seed=0)
+    body: nn.Module = given.module[0]  # type: ignore[index,assignment]
+    features = body(made.images[:6]).flatten(1)
+    assert made.targets is not None
+    for label in set(made.targets[:6].tolist()):
+        members = made.targets[:6] == label
+        torch.testing.assert_close(centres[1][label], features[members].mean(0))
+
+
+def test_a_teacher_without_a_last_layer_needs_the_margin_off() -> None:
+    given = convolutional(nn.Conv2d(5, 3, 3, padding=1))
     with pytest.raises(UnsupportedModelError, match="margin_weight to 0"):
         Intraq(IntraqConfig(steps=2)).synthesize(given, 4, seed=0)
     config = IntraqConfig(steps=2, margin_weight=0.0)

@@ -1,6 +1,7 @@
 """MixMix: what is pasted and labelled, and that every teacher is asked."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,6 +118,24 @@ def test_teachers_are_loaded_by_name_and_must_fit(small_teacher: Teacher) -> Non
         UnsupportedModelError, match=r"test:bare \(Flatten\) has no BatchNorm layer"
     ):
         MixMix(MixMixConfig(), teachers=[bare]).synthesize(small_teacher, 4, seed=0)
+
+
+def test_without_classes_images_are_mixed_all_the_same_and_other_tasks_may_help(
+    make_teacher: MakeTeacher,
+) -> None:
+    config = MixMixConfig(steps=2, warm_up=1, roll=0, class_weight=0.0)
+    teacher, other = make_teacher(classes=4), make_teacher(classes=7, seed=1)
+    found = MixMix(config, teachers=[other]).synthesize(teacher, 5, seed=0)
+    assert found.targets is None
+    plain = MixMix(replace(config, store="plain"), teachers=[other])
+    assert not torch.equal(found.images, plain.synthesize(teacher, 5, seed=0).images)
+    with pytest.raises(UnsupportedModelError, match=r"4 classes, test:1 .* and 7 classes"):
+        MixMix(replace(config, class_weight=1.0), teachers=[other]).method(teacher)
+
+
+def test_nothing_to_learn_is_refused() -> None:
+    with pytest.raises(ValueError, match="'statistics_weight' and 'class_weight' are both 0"):
+        MixMixConfig(statistics_weight=0.0, class_weight=0.0)
 
 
 @pytest.mark.parametrize(

@@ -95,23 +95,52 @@ def test_what_the_error_names_does_work(name: str) -> None:
 # Classes -------------------------------------------------------------------------------------
 
 
+def class_weights(name: str) -> dict[str, float]:
+    """The weights that have to be 0, where they are not by themselves."""
+    config = synthesizers.get(name).config
+    return {w: 0.0 for w in config.class_weights if getattr(config(), w)}
+
+
+def test_the_methods_that_may_do_without_classes_are_known() -> None:
+    needed = {name: set(class_weights(name)) for name in NAMES}
+    assert needed == {
+        "deep_inversion": {"class_weight"}, "dffg": {"class_weight"}, "dsg": {"class_weight"},
+        "knowledge_within": {"class_weight"}, "mixmix": {"class_weight"}, "hast": {"hard_weight"},
+        "intraq": {"inception_weight", "margin_weight"}, "zeroq": set(), "genie_d": set(),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_labels_of_a_teacher_of_one_class_are_refused(name: str) -> None:
+def test_labels_of_a_teacher_of_one_class_are_refused_naming_what_needs_none(name: str) -> None:
     single = convolutional(nn.BatchNorm2d, classes=1)
-    if name in ("zeroq", "genie_d"):
+    if not class_weights(name):
         assert make(name, single).targets is None
         return
-    with pytest.raises(UnsupportedModelError, match=r"at least 2 classes.*gives \(1, 1\) for one"):
+    with pytest.raises(UnsupportedModelError, match=r"at least 2 classes.*gives \(1, 1\)") as found:
         make(name, single)
+    told = str(found.value).partition("need no classes: ")[2]
+    assert told == (
+        "`deep_inversion` with class_weight 0, `dffg` with class_weight 0, `dsg` with "
+        "class_weight 0, `genie_d`, `hast` with hard_weight 0, `intraq` with inception_weight 0 "
+        "and margin_weight 0, `knowledge_within` with class_weight 0, `mixmix` with class_weight "
+        "0, `noise`, `zeroq`."
+    )
 
 
-@pytest.mark.parametrize("name", ["dffg", "deep_inversion", "dsg", "hast", "knowledge_within"])
-def test_without_labels_a_teacher_of_one_class_will_do(name: str) -> None:
-    weight = "hard_weight" if name == "hast" else "class_weight"
+@pytest.mark.parametrize("name", LABELLED)
+def test_without_classes_there_are_no_targets_and_one_class_will_do(name: str) -> None:
+    assert make(name, convolutional(nn.BatchNorm2d), **class_weights(name)).targets is None
     single = convolutional(nn.BatchNorm2d, classes=1)
-    assert make(name, single, **{weight: 0.0}).targets is None
-    with pytest.raises(ValueError, match=f"'classes' are .*'{weight}' is 0"):
-        make(name, single, classes=(0,), **{weight: 0.0})
+    assert make(name, single, **class_weights(name)).targets is None
+    weights = " and ".join(f"'{w}'" for w in synthesizers.get(name).config.class_weights)
+    with pytest.raises(ValueError, match=f"'classes' are .*{weights} (is|are) 0"):
+        make(name, single, classes=(0,), **class_weights(name))
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_with_neither_statistics_nor_classes_there_is_nothing_to_learn(name: str) -> None:
+    with pytest.raises(ValueError, match=r"'statistics_weight'.* 0: noth"):
+        make(name, bare(), statistics_weight=0.0, **class_weights(name))
 
 
 @pytest.mark.parametrize("name", LABELLED)

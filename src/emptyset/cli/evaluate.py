@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -31,9 +31,6 @@ from emptyset.cli.options import (
 )
 from emptyset.errors import RecipeError, RunFolderError
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 def evaluate(
     run: Annotated[
@@ -61,7 +58,12 @@ def evaluate(
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", min=2, help="At most this many images of each."),
+        typer.Option(
+            "--limit",
+            metavar="N",
+            min=2,
+            help="At most this many images of each; of a generator 1,024 by default.",
+        ),
     ] = None,
     report: Annotated[
         Path | None,
@@ -103,7 +105,7 @@ def evaluate(
 
     Of images: BatchNorm distance, similarity, class agreement; with --real, the nearest real ones.
 
-    Of a generator: what lies between its classes.
+    Of a generator: what lies between its classes; with --real, the real images nearest to its own.
     """
     of_generator = {
         "--pairs": pairs, "--noise": noise, "--pair": pair, "--pictures": pictures, "--seed": seed,
@@ -280,6 +282,7 @@ def _show_quality(result: dict[str, Any], report: Path | None) -> None:
     from rich import box
     from rich.table import Table
 
+    from emptyset.cli.neighbour_table import neighbour_table
     from emptyset.cli.output import console
     from emptyset.report.quality import quality_rows
 
@@ -295,23 +298,6 @@ def _show_quality(result: dict[str, Any], report: Path | None) -> None:
     shown = console()
     shown.print(table)
     if result["neighbours"] is not None:
-        shown.print(_neighbour_table(result["neighbours"]))
+        shown.print(neighbour_table(result["neighbours"]))
     if report is not None:
         shown.print(f"report  {report}", soft_wrap=True, highlight=False)
-
-
-def _neighbour_table(found: dict[str, Any]) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    from emptyset.report.neighbours import neighbour_rows
-
-    title = "distance to the nearest real image"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("image to real", justify="right")
-    table.add_column("real to real", justify="right")
-    table.add_column("", overflow="fold")
-    for row in neighbour_rows(found):
-        table.add_row(row.name, row.made, row.real, row.remark)
-    return table

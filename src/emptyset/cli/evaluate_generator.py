@@ -1,4 +1,4 @@
-"""`emptyset evaluate GENERATOR --teacher T`: what lies between the classes of a generator."""
+"""`emptyset evaluate GENERATOR --teacher T`: what lies between its classes, and beside it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from emptyset.evaluate.class_boundary import BoundarySettings
 
 
+# Images that are drawn to be compared with real ones.
+DRAWN = 1024
+
+
 @dataclass(frozen=True)
 class GeneratorOptions:
     """Options of the command that say what is read and written.
@@ -19,11 +23,11 @@ class GeneratorOptions:
     Attributes:
         teacher: The recipe's ``teacher`` section.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        real: Real images for the pictures.
-        limit: At most this many of them.
+        real: Real images, for the nearest neighbours and the pictures.
+        limit: At most this many of them, and of the generator's beside them.
         report: The page.
         pictures: Folder of the PNG files.
-        seed: Of pairs and noise.
+        seed: Of pairs, noise and drawn images.
     """
 
     teacher: dict[str, Any]
@@ -36,13 +40,19 @@ class GeneratorOptions:
 
 
 def holds_generator(path: Path) -> bool:
-    """Whether a file is a trained generator, from its header alone."""
+    """Whether a file is to be judged as a generator: any safetensors file but stored images.
+
+    A damaged one and one of something else are, too: what is wrong is said where it is read.
+    """
     from safetensors import SafetensorError, safe_open
 
     from emptyset.generators.generator_file import CARD
+    from emptyset.images.image_set import FILE_NAME
 
     if not path.is_file() or path.suffix != ".safetensors":
         return False
+    if path.name != FILE_NAME:
+        return True
     try:
         with safe_open(path, framework="pt") as file:
             return CARD in (file.metadata() or {})
@@ -93,7 +103,7 @@ def evaluate_generator(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Measure class boundaries, and draw pictures where a page or a folder asks for them.
+    """Measure class boundaries, compare with real images, and draw pictures, where asked for.
 
     Args:
         path: The generator.
@@ -105,25 +115,31 @@ def evaluate_generator(
         quiet: No progress.
 
     Raises:
-        RecipeError: If real images or a pair are given, and nothing is pictured.
-        ImagesError: If the generator belongs to another teacher, or collapsed.
-        UnsupportedModelError: If it makes images without labels.
+        RecipeError: If a pair is given and nothing is pictured, or a limit without real images.
+        ImagesError: If the generator belongs to another teacher, or collapsed; or if there are
+            fewer than 2 real images.
+        UnsupportedModelError: If it makes images without labels, and nothing else is asked for.
     """
     from emptyset import __version__, generation, measurement, pipeline
     from emptyset.cli.output import show_json
     from emptyset.cli.progress import shown_progress
     from emptyset.evaluate.class_boundary import class_boundary
     from emptyset.evaluate.generator_pictures import PictureSettings, generator_pictures
+    from emptyset.evaluate.nearest_neighbours import nearest_neighbours
+    from emptyset.generators.drawn_images import DrawnImages
     from emptyset.job.from_recipe import load_from
     from emptyset.recipe import Recipe
 
     pictured = options.report is not None or options.pictures is not None
-    for option, value in (("--real", options.real), ("--limit", options.limit), ("--pair", pair)):
-        if value is not None and not pictured:
-            raise RecipeError(
-                f"{option}: is for a generator's pictures. Ask for them with --report FILE or "
-                "--pictures DIR."
-            )
+    if pair is not None and not pictured:
+        raise RecipeError(
+            "--pair: is for a generator's pictures. Ask for them with --report FILE or "
+            "--pictures DIR."
+        )
+    if options.limit is not None and options.real is None:
+        raise RecipeError(
+            "--limit: is for images that are compared with real ones. Give these with --real DIR."
+        )
     recipe = Recipe.parse({"teacher": options.teacher, "device": options.device})
     teacher = load_from(recipe, allow_pickle=allow_pickle)
     source = generation.generator_from(path, teacher)
@@ -132,12 +148,15 @@ def evaluate_generator(
         real = pipeline.images_from(options.real, teacher, limit=options.limit)
     size = measurement.batch_size_for(teacher.input.shape)
     with shown_progress(quiet=quiet) as monitor:
-        found = pictures = None
-        # Without labels nothing can be measured; what can be pictured still is, and says so.
-        if source.method.labelled or not pictured:
+        found = pictures = nearest = None
+        # Without labels nothing lies between classes; what is asked for beside it can be told.
+        if source.method.labelled or (real is None and not pictured):
             found = class_boundary(
                 source, teacher, settings, seed=options.seed, batch_size=size, monitor=monitor
             )
+        if real is not None:
+            drawn = DrawnImages(source, options.limit or DRAWN, options.seed)
+            nearest = nearest_neighbours(drawn, real, teacher, batch_size=size, monitor=monitor)
         if pictured:
             pictures = generator_pictures(
                 source,
@@ -148,24 +167,33 @@ def evaluate_generator(
                 batch_size=size,
                 monitor=monitor,
             )
+    missing = None if pictures is None else list(pictures.missing)
+    if found is None and pictures is None:
+        missing = [
+            f"The table of class boundaries: {source.method.name} makes images without labels."
+        ]
     result = {
         "emptyset": __version__,
         "teacher": {"name": teacher.name, "weights_hash": teacher.weights_hash},
         "path": str(path),
         "method": source.method.name,
+        "seed": options.seed,
         "real_path": None if options.real is None else str(options.real),
         "real_count": None if real is None else len(real),
         "class_boundary": None if found is None else found.to_json(),
-        "not_shown": None if pictures is None else list(pictures.missing),
+        "neighbours": None if nearest is None else nearest.to_json(),
+        "not_shown": missing,
     }
-    written = [] if pictures is None else _written(options, result, pictures)
+    written = [] if pictures is None else _written(options, result, pictures, nearest)
     if as_json:
         show_json(result)
     else:
         _show(result, written)
 
 
-def _written(options: GeneratorOptions, result: dict[str, Any], pictures: Any) -> list[Path]:
+def _written(
+    options: GeneratorOptions, result: dict[str, Any], pictures: Any, nearest: Any
+) -> list[Path]:
     """Write the page and the pictures, whichever are asked for."""
     from emptyset.disk import disk_errors
     from emptyset.report.generator_figures import write_figures
@@ -178,19 +206,23 @@ def _written(options: GeneratorOptions, result: dict[str, Any], pictures: Any) -
     if options.report is not None:
         with disk_errors(options.report.parent):
             options.report.parent.mkdir(parents=True, exist_ok=True)
-            write_generator_page(options.report, result, pictures)
+            write_generator_page(options.report, result, pictures, nearest)
         written.append(options.report)
     return written
 
 
 def _show(result: dict[str, Any], written: list[Path]) -> None:
+    from emptyset.cli.neighbour_table import neighbour_table
     from emptyset.cli.output import console
-    from emptyset.report.generator_section import boundary_note
+    from emptyset.report.generator_section import boundary_note, drawn_note
 
     shown = console()
     if result["class_boundary"] is not None:
         shown.print(_boundary_table(result))
         shown.print(boundary_note(result["class_boundary"]), highlight=False)
+    if result["neighbours"] is not None:
+        shown.print(neighbour_table(result["neighbours"]))
+        shown.print(drawn_note(result), highlight=False)
     for sentence in result["not_shown"] or ():
         shown.print(f"not shown: {sentence}", highlight=False)
     for path in written:

@@ -1,7 +1,6 @@
-"""`emptyset methods`: every method, one line each."""
+"""`emptyset methods`: every method on one line, or all about one."""
 
 import dataclasses
-import inspect
 import sys
 from typing import Annotated, Any
 
@@ -14,29 +13,34 @@ _PAGE_HEAD = """\
 
 Written by `emptyset methods --markdown > docs/methods.md`; a test keeps it current. Settings are
 written beside `method:` in a recipe, or as `--set synthesize.steps=200` on the command line.
+`emptyset methods NAME` shows one method.
 """
 
 
 def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="All about this one.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="The whole page docs/methods.md, with settings.")
+        bool, typer.Option("--markdown", help="As Markdown, with texts and settings.")
     ] = False,
 ) -> None:
-    """List every method: name, kind, one sentence."""
+    """List every method: name, kind, one sentence. With NAME: source, text and settings."""
+    from emptyset.cli.method_text import as_plain_text
     from emptyset.cli.output import show_json
     from emptyset.registry import ALL
 
     entries = [entry for registry in ALL for entry in registry.entries()]
+    if name is not None:
+        entries = _called(name, entries)
     if as_json:
-        show_json(
-            [
-                {"name": e.name, "kind": e.kind, "sentence": e.sentence, "source": e.source}
-                for e in entries
-            ]
-        )
+        show_json([_data(entry, whole=name is not None) for entry in entries])
     elif markdown:
-        sys.stdout.write(_page(entries))
+        sys.stdout.write(_page(entries, head=name is None))
+    elif name is not None:
+        sys.stdout.write("\n".join(map(as_plain_text, entries)))
     else:
         # Plain lines, never cut: they are read by people and by grep.
         names = max(len(entry.name) for entry in entries)
@@ -45,42 +49,36 @@ def methods(
             sys.stdout.write(f"{entry.name:<{names}}  {entry.kind:<{kinds}}  {entry.sentence}\n")
 
 
-def _page(entries: list[Any]) -> str:
-    lines = [_PAGE_HEAD]
-    for kind in dict.fromkeys(entry.kind for entry in entries):
-        lines.append(f"## {kind.capitalize()}s\n")
-        for entry in (one for one in entries if one.kind == kind):
-            lines.append(f"### `{entry.name}`\n\n{entry.sentence}\n\nSource: {entry.source}\n")
-            lines += _settings(entry.config)
-    return "\n".join(lines).rstrip() + "\n"
+def _called(name: str, entries: list[Any]) -> list[Any]:
+    """The methods of that name; methods of two kinds may share one."""
+    from emptyset.errors import UnknownNameError
+    from emptyset.registry import nearest
 
-
-def _settings(config: type[Any]) -> list[str]:
-    fields = dataclasses.fields(config)
-    if not fields:
-        return ["No settings.\n"]
-    meanings: dict[str, str] = {}
-    for kind in reversed(config.__mro__):  # what is shared is told where it is shared
-        meanings |= _attributes(inspect.cleandoc(kind.__doc__ or ""))
-    rows = ["| setting | default | meaning |", "|---|---|---|"]
-    for field in fields:
-        default = "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-        meaning = meanings.get(field.name, "").replace("|", "\\|")
-        rows.append(f"| `{field.name}` | {default} | {meaning} |")
-    return ["\n".join(rows) + "\n"]
-
-
-def _attributes(docstring: str) -> dict[str, str]:
-    """What the ``Attributes:`` section of a docstring says of each name."""
-    found: dict[str, str] = {}
-    name, inside = "", False
-    for line in docstring.splitlines():
-        text = line.strip()
-        if text == "Attributes:":
-            inside = True
-        elif inside and line.startswith("    ") and not line.startswith("     "):
-            name, _, meaning = text.partition(": ")
-            found[name] = meaning
-        elif inside and text and name:
-            found[name] += f" {text}"
+    found = [entry for entry in entries if entry.name == name]
+    if not found:
+        known = [entry.name for entry in entries]
+        raise UnknownNameError(
+            f"No method is called '{name}'.{nearest(name, known)} `emptyset methods` lists all."
+        )
     return found
+
+
+def _data(entry: Any, *, whole: bool) -> dict[str, Any]:
+    from emptyset.cli.method_text import about, settings
+
+    told = {name: getattr(entry, name) for name in ("name", "kind", "sentence", "source")}
+    if whole:
+        told["about"] = about(entry)
+        told["settings"] = [dataclasses.asdict(one) for one in settings(entry.config)]
+    return told
+
+
+def _page(entries: list[Any], *, head: bool) -> str:
+    from emptyset.cli.method_text import as_markdown
+
+    lines = [_PAGE_HEAD] if head else []
+    for kind in dict.fromkeys(entry.kind for entry in entries):
+        if head:
+            lines.append(f"## {kind.capitalize()}s\n")
+        lines += [as_markdown(entry) for entry in entries if entry.kind == kind]
+    return "\n".join(lines).rstrip() + "\n"

@@ -15,6 +15,7 @@ from emptyset.errors import ImagesError
 from emptyset.evaluate.accuracy import Predict, require_logits
 from emptyset.evaluate.diversity import classes_of
 from emptyset.images.image_source import Images
+from emptyset.images.targets import require_targets
 from emptyset.monitor import SILENT, Monitor
 
 PER_CLASS = 15
@@ -150,26 +151,8 @@ def _looked_at(
     if not confidence:
         raise ImagesError("Confusing images need at least one image. Got none.")
     found = torch.cat(labels)
-    require_classes(found, classes)
+    require_targets(found, classes, who="confusing images", advice="They decide the classes.")
     return torch.cat(confidence), found, classes
-
-
-def require_classes(labels: Tensor, classes: int) -> None:
-    """Refuse labels that are no class of the teacher.
-
-    Args:
-        labels: ``(N,)`` class indices.
-        classes: How many the teacher has.
-
-    Raises:
-        ImagesError: Naming the first one.
-    """
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
-        raise ImagesError(
-            f"Label {int(wrong[0])} is no class of the teacher, which has {classes}. Give labels "
-            f"of 0 to {classes - 1}."
-        )
 
 
 def _least_sure(

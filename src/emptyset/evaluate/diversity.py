@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from emptyset.errors import ImagesError
+from emptyset.evaluate.teacher_features import TeacherFeatures
 from emptyset.images.image_source import Images
-from emptyset.inversion.frozen_teacher import FrozenTeacher
+from emptyset.images.targets import require_targets
 from emptyset.losses.similarity import pairwise_similarity, similarity_to_others
 from emptyset.monitor import SILENT, Monitor
 from emptyset.teachers.teacher import Teacher
@@ -28,6 +29,8 @@ class Diversity:
         classes: Number of classes that occur.
         count: Number of images.
         labelled: Whether classes are the images' targets; else what the teacher says.
+        features: What is compared: ``penultimate`` features, or ``logits`` for want of a last
+            layer (``teachers/last_layer.py``). Only values of one kind can be compared.
     """
 
     similarity: float
@@ -37,6 +40,7 @@ class Diversity:
     classes: int
     count: int
     labelled: bool
+    features: str
 
     def to_json(self) -> dict[str, Any]:
         """JSON data."""
@@ -47,7 +51,7 @@ class Diversity:
 def diversity(
     images: Images, teacher: Teacher, *, batch_size: int = 256, monitor: Monitor = SILENT
 ) -> Diversity:
-    """Compare images in the input of the teacher's last linear layer (its logits without one).
+    """Compare images in the input of the teacher's last layer (its logits without one).
 
     Classes are the targets where there are any (the likeliest of soft ones), else the teacher's
     predictions. Only the features are kept of each image.
@@ -59,20 +63,25 @@ def diversity(
         monitor: Hears of progress.
 
     Raises:
-        ImagesError: If there are fewer than 2 images.
+        ImagesError: If there are fewer than 2 images, or a target is no class of the teacher.
+        UnsupportedModelError: If the teacher is no classifier.
     """
     if len(images) < 2:
         raise ImagesError(f"Similarity between images needs at least 2. Got {len(images)}.")
-    frozen = FrozenTeacher(teacher)
+    reader = TeacherFeatures(teacher, batch_size=batch_size)
     features, predictions, targets = [], [], []
     done = 0
     for batch in images.batches(batch_size):
-        own_units = batch.images.to(frozen.device)
-        seen = frozen.look(frozen.units.from_teacher(own_units))
-        found = seen.logits if seen.features is None else seen.features
-        features.append(found.flatten(1).double().cpu())
-        predictions.append(seen.logits.argmax(dim=1).cpu())
+        seen = reader.of(batch.images)
+        features.append(seen.features.double())
+        predictions.append(seen.logits.argmax(dim=1))
         if batch.targets is not None:
+            require_targets(
+                batch.targets,
+                reader.classes,
+                who="class agreement",
+                advice="Or give the images without labels.",
+            )
             targets.append(classes_of(batch.targets))
         done += len(batch.images)
         monitor.advance("diversity", done, len(images))
@@ -87,6 +96,7 @@ def diversity(
         classes=len(set(classes.tolist())),
         count=len(classes),
         labelled=bool(targets),
+        features=reader.kind,
     )
 
 

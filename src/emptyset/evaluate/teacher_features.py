@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from emptyset.errors import UnsupportedModelError
 from emptyset.inversion.frozen_teacher import FrozenTeacher
-from emptyset.inversion.labels import class_count
 from emptyset.inversion.recorded_inputs import recorded_inputs
+from emptyset.teachers.last_layer import feature_vectors
 from emptyset.teachers.teacher import Teacher
-
-PENULTIMATE, LOGITS = "penultimate", "logits"
 
 
 @dataclass(frozen=True)
@@ -29,29 +28,37 @@ class Features:
 class TeacherFeatures:
     """Reads images with a private copy of the teacher.
 
-    The last layer is the linear layer or 1x1 convolution with one output per class that is called
-    last. Features that are maps, or one vector per token, are averaged over their places.
+    The last layer is that of ``teachers/last_layer.py``. Features that are maps, or one vector per
+    token, are averaged over their places.
 
     Attributes:
         kind: ``penultimate``; ``logits`` for a network without such a layer, whose logits then
             stand for the features.
+        classes: K.
     """
 
     def __init__(self, teacher: Teacher, *, batch_size: int = 256) -> None:
         """Copy the teacher.
 
         Args:
-            teacher: A classifier of at least 2 classes; it stays as it is.
+            teacher: A classifier; it stays as it is.
             batch_size: Images in one forward.
 
         Raises:
-            UnsupportedModelError: If it is no classifier.
+            UnsupportedModelError: If it gives no logits ``(N, K)``.
         """
-        classes = class_count(teacher, "reading features")
         self._frozen = FrozenTeacher(teacher)
         self._batch_size = batch_size
-        self._layers = [m for m in self._frozen.module.modules() if _decides(m, classes)]
-        self.kind = PENULTIMATE if self._layers else LOGITS
+        self.kind = self._frozen.feature_kind
+        with torch.no_grad():
+            logits = self._frozen.module(teacher.example(1))
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UnsupportedModelError(
+                f"reading features: {teacher.name} gives {shape} for one image, where a classifier "
+                "gives one logit per class, (1, K). Name a classifier."
+            )
+        self.classes = logits.shape[1]
 
     @torch.no_grad()
     def of(self, images_NCHW: Tensor) -> Features:
@@ -66,29 +73,9 @@ class TeacherFeatures:
         return Features(torch.cat(features), torch.cat(logits))
 
     def _seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        with recorded_inputs(self._layers) as recorded:
-            logits = self._frozen.module(images.to(self._frozen.device)).float()
+        with recorded_inputs(self._frozen.last) as recorded:
+            logits = self._frozen.module(images.to(self._frozen.device)).float().cpu()
             if not recorded:
-                return logits.cpu(), logits.cpu()
-            position, given = recorded[-1]
-            features = _vectors(given.float(), self._layers[position])
-        return features.cpu(), logits.cpu()
-
-
-def _decides(module: nn.Module, classes: int) -> bool:
-    """Whether a layer has one output per class."""
-    if isinstance(module, nn.Linear):
-        return module.out_features == classes
-    return (
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == (1, 1)
-        and module.groups == 1
-        and module.out_channels == classes
-    )
-
-
-def _vectors(x: Tensor, layer: nn.Module) -> Tensor:
-    """One vector per image; channels come second before a convolution, last before a linear."""
-    if isinstance(layer, nn.Conv2d):
-        return x.flatten(2).mean(dim=2)
-    return x if x.dim() == 2 else x.flatten(1, -2).mean(dim=1)
+                return logits, logits
+            _, given = recorded[-1]
+            return feature_vectors(given.float(), self._frozen.last[0]).cpu(), logits

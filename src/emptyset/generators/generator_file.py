@@ -12,6 +12,16 @@ from emptyset.errors import ImagesError
 from emptyset.generators.generator_source import GeneratorSource
 
 CARD = "emptyset.generator"
+# Of the card: what tells how to build the generator again, and in which words to ask for it.
+_ENTRIES = {
+    "method": (str, "a text"),
+    "settings": (dict, "a section"),
+    "seed": (int, "a whole number"),
+    "teacher": (str, "a text"),
+    "input": (list, "a list"),
+    "lessons": (int, "a whole number"),
+    "batch_size": (int, "a whole number"),
+}
 
 
 def save_generator(source: GeneratorSource, path: Path) -> None:
@@ -27,7 +37,7 @@ def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The card and the network's state dict.
 
     Raises:
-        ImagesError: If the file is missing, truncated or no generator.
+        ImagesError: If the file is missing, truncated or no generator, or its card is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -40,5 +50,28 @@ def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path}: is no generator. Give the generator.safetensors that a run with a `source` "
             "wrote."
         )
-    card: dict[str, Any] = json.loads(metadata[CARD])
-    return card, tensors
+    return _checked_card(path, metadata[CARD]), tensors
+
+
+def _checked_card(path: Path, text: str) -> dict[str, Any]:
+    try:
+        card = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _damaged(path, f"it is no JSON ({error})") from error
+    if not isinstance(card, dict):
+        raise _damaged(path, "it is no section")
+    for name, (kind, words) in _ENTRIES.items():
+        if name not in card:
+            raise _damaged(path, f"'{name}' is missing")
+        if not isinstance(card[name], kind):
+            raise _damaged(path, f"'{name}' must be {words}, and is {card[name]!r}")
+    if card["batch_size"] < 2:
+        raise _damaged(path, f"'batch_size' must be at least 2, and is {card['batch_size']}")
+    return card
+
+
+def _damaged(path: Path, what: str) -> ImagesError:
+    return ImagesError(
+        f"{path}: the card in this generator is damaged: {what}. Give an undamaged copy, or run "
+        "the recipe again."
+    )

@@ -230,8 +230,20 @@ class GeneratorSource:
             card: What ``card`` said of it.
 
         Raises:
-            RuntimeError: If names or shapes differ.
+            ImagesError: If names or shapes differ; then nothing is taken over.
         """
+        own = self.generator.state_dict()
+        differing = [
+            f"{name} is {_shape(tensors.get(name))}, not {_shape(own.get(name))}"
+            for name in sorted({*own, *tensors})
+            if _shape(tensors.get(name)) != _shape(own.get(name))
+        ]
+        if differing:
+            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+            raise ImagesError(
+                f"these tensors are not the network of {self.method.name} with the settings of "
+                f"its card: {differing[0]}{more}. Give the whole generator.safetensors of a run."
+            )
         self.generator.load_state_dict(tensors)
         self._lessons, self._batch_size = int(card["lessons"]), int(card["batch_size"])
 
@@ -278,6 +290,10 @@ def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "one number"
 
 
 def _moved(drawn: Drawn, device: torch.device) -> Drawn:

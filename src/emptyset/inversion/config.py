@@ -30,6 +30,8 @@ class InversionConfig:
     """
 
     statistics_known: ClassVar[tuple[str, ...]] = ("batch", JOINT)
+    class_weights: ClassVar[tuple[str, ...]] = ()
+    """Weights of the terms that ask for classes; where all are 0, images are made for none."""
 
     steps: int = 1000
     batch_size: int = 256
@@ -50,6 +52,11 @@ class InversionConfig:
                 "'batch_size' is 1, so every image alone would have to cause the statistics of all "
                 "the data. Use at least 2, or statistics 'joint'."
             )
+
+    @property
+    def uses_classes(self) -> bool:
+        """Whether images are made for classes."""
+        return any(getattr(self, weight) for weight in self.class_weights)
 
     @property
     def turn(self) -> int | None:

@@ -102,6 +102,10 @@ def invert_into(
     plan = plan_batches(-(-count // harvests), method.batch_size, seed=seed)
     if plan.batches == 1:  # it is the whole set
         method = replace(method, joint_steps=None)
+    elif method.joint_steps is not None:
+        # Losses of different rounds are measured beside different images of the others, which in
+        # turn are matched to the last images, not to those of the smallest loss.
+        method = replace(method, keep_best=False)
     frozen = FrozenTeacher(teacher)
     others = [FrozenTeacher(other, frozen.device) for other in method.others]
     execution = execution or _decide(method, frozen, plan, monitor)

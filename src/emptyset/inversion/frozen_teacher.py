@@ -19,6 +19,7 @@ from emptyset.losses.layer_statistics import (
     input_statistics,
     layer_statistics,
 )
+from emptyset.teachers.last_layer import LOGITS, PENULTIMATE, feature_vectors, last_layer
 from emptyset.teachers.teacher import Teacher
 
 Loss = Callable[[list[Tensor], Tensor | None, Mapping[str, Tensor]], tuple[Tensor, Moments]]
@@ -38,7 +39,17 @@ class Layer:
 
 
 class FrozenTeacher:
-    """A copy without weight gradients, channels last; the teacher itself is never touched."""
+    """A copy without weight gradients, channels last; the teacher itself is never touched.
+
+    Attributes:
+        units: Standardised pixel units, and the teacher's own.
+        device: Where the copy is.
+        shape: ``(C, H, W)`` of an image.
+        module: The copy.
+        layers: Its BatchNorm layers.
+        last: The layer whose input the features are (``teachers/last_layer.py``); empty: none.
+        feature_kind: ``penultimate``, or ``logits`` where there is no such layer.
+    """
 
     def __init__(self, teacher: Teacher, device: torch.device | None = None) -> None:
         self.units: StandardUnits = standard_units(teacher.input)
@@ -51,8 +62,9 @@ class FrozenTeacher:
             Layer(by_name[n.name], *(v.detach().clone().to(self.device) for v in (n.mean, n.var)))
             for n in teacher.stored_batch_norms()
         ]
-        linears = [m for m in self.module.modules() if isinstance(m, nn.Linear)]
-        self._classifier = linears[-1:]
+        name = last_layer(self.module, torch.zeros(1, *self.shape, device=self.device))
+        self.last = [] if name is None else [by_name[name]]
+        self.feature_kind = LOGITS if name is None else PENULTIMATE
         # What the hooks of a loss catch, for as long as it is there.
         self._caught: list[Recorded] = []
 
@@ -116,17 +128,17 @@ class FrozenTeacher:
             yield loss
 
     def _watched(self) -> list[nn.Module]:
-        return [layer.module for layer in self.layers] + list(self._classifier)
+        return [layer.module for layer in self.layers] + self.last
 
     def _sorted(self, recorded: Recorded) -> tuple[Layers, Tensor | None]:
-        """Statistics of the BatchNorm inputs in the order of the calls; the classifier's input."""
+        """Statistics of the BatchNorm inputs in the order of the calls; the features."""
         statistics, features = [], None
         for position, x in recorded:
             if position < len(self.layers):
                 layer = self.layers[position]
                 statistics.append(layer_statistics(x, layer.mean, layer.var))
             else:
-                features = x.float()
+                features = feature_vectors(x.float(), self.last[0])
         return tuple(statistics), features
 
 

@@ -34,7 +34,8 @@ class Seen:
     Attributes:
         images: ``(N, C, H, W)`` as shown to the teacher [standardised pixel units].
         logits: ``(N, K)``.
-        features: ``(N, F)`` input of the last linear layer, or None where there is none.
+        features: ``(N, F)`` input of the last layer (``teachers/last_layer.py``), or None where
+            there is none.
         layers: Statistics of every BatchNorm input, in the order of the calls.
         targets: ``(N,)``, ``(N, K)``, or None.
         drawn: What ``Method.draw`` drew for this step, and what ``Method.context`` gave.
@@ -139,7 +140,8 @@ class Method:
         swing: Shift what strided convolutions see (``inversion/swing.py``), by the offsets that
             ``draw`` gives as ``swing``.
         snapshots: Numbers of steps after which the images are harvested; empty: after the last.
-        keep_best: Harvest the images of the smallest loss instead of the last ones.
+        keep_best: Harvest the images of the smallest loss instead of the last ones; never where
+            several batches are matched as one set, whose moments are those of the last images.
         best_from: Number of the first step whose images may be the best.
         needs_batch_norm: Refuse teachers without BatchNorm layers.
         joint_steps: Steps of a batch before it is the next one's turn, where statistics are those

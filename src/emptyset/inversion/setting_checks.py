@@ -1,6 +1,6 @@
 """Checks of settings that many methods share; each message names setting and value."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -50,14 +50,36 @@ def require_choice(config: Any, name: str, known: Iterable[str]) -> None:
         )
 
 
-def require_use_of_classes(config: Any, weight: str) -> None:
+def require_use_of_classes(config: Any) -> None:
     """Refuse classes that are named where images are made for none.
 
+    Args:
+        config: With ``classes``; its ``class_weights`` name the weights of all that asks for them.
+
     Raises:
-        ValueError: Naming the weight that is 0.
+        ValueError: Naming the weights that are 0.
     """
-    if config.classes and not getattr(config, weight):
+    weights = config.class_weights
+    if config.classes and not any(getattr(config, weight) for weight in weights):
+        are = "is" if len(weights) == 1 else "are"
         raise ValueError(
-            f"'classes' are {list(config.classes)}, but '{weight}' is 0, so images are made for "
-            f"no class. Set '{weight}', or leave 'classes' out."
+            f"'classes' are {list(config.classes)}, but {_quoted(weights)} {are} 0, so images are "
+            f"made for no class. Set {_quoted(weights, ' or ')}, or leave 'classes' out."
         )
+
+
+def require_an_aim(config: Any, *weights: str) -> None:
+    """Refuse settings with which nothing of the teacher reaches the images.
+
+    Raises:
+        ValueError: Naming the weights, all of which are 0.
+    """
+    if not any(getattr(config, weight) for weight in weights):
+        both = "both" if len(weights) == 2 else "all"
+        raise ValueError(f"{_quoted(weights)} are {both} 0: nothing to learn. Set one of them.")
+
+
+def _quoted(names: Sequence[str], last: str = " and ") -> str:
+    """``'a', 'b' and 'c'``."""
+    quoted = [f"'{name}'" for name in names]
+    return last.join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)

@@ -47,7 +47,7 @@ def total_variation_per_image(images_NCHW: Tensor) -> Tensor:
         ImagesError: If an image is narrower than 2 pixels.
 
     Source:
-        Ours, after ``total_variation``; DFFG (Li et al., BMVC 2023) needs terms per image.
+        Ours, after ``total_variation``; DFFG (Leng et al., BMVC 2023) needs terms per image.
     """
     norms = [d.flatten(1).norm(dim=1) for d in _differences(images_NCHW)]
     return torch.stack(norms).sum(dim=0)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emptyset.report.quality import cosine_text, distance_text
+from emptyset.report.quality import cosine_text, distance_text, features_text
 
 FLOAT = "float network"
 TOP1 = "top-1 %"
@@ -59,6 +59,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
     table = [
         [row["name"], *(texts[column][index] for column in shown)] for index, row in enumerate(rows)
     ]
+    seen = features_text([row["quality"] for row in rows])
     top1 = (result["teacher"].get("accuracy") or {}).get("top1")
     if top1 is not None:
         first = [_percent(top1) if column.title == TOP1 else "–" for column in shown]
@@ -66,7 +67,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
     return Table(
         titles=["images", *(column.title for column in shown)],
         rows=table,
-        meanings={column.title: column.meaning for column in shown},
+        meanings={column.title: column.meaning.format(seen=seen) for column in shown},
         costs=sum(column.cost for column in shown),
     )
 
@@ -191,7 +192,7 @@ _COLUMNS = (
     ),
     _Column(
         "similarity",
-        "mean cosine of the teacher's features over all pairs of images; lower is more diverse",
+        "mean cosine of the {seen} over all pairs of images; lower is more diverse",
         _quality(cosine_text, "diversity", "similarity"),
     ),
     _Column(

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emptyset.evaluate.nearest_neighbours import NearestNeighbours
 from emptyset.evaluate.pictured_samples import GeneratorPictures
 from emptyset.report.generator_figures import generator_figures
+from emptyset.report.neighbours import neighbour_section
 from emptyset.report.rendering import small, write_template
 
 
@@ -62,6 +64,19 @@ def boundary_note(found: dict[str, Any]) -> str:
     return text
 
 
+def drawn_note(result: dict[str, Any]) -> str:
+    """Which images were compared with real ones, in one sentence.
+
+    Args:
+        result: What ``emptyset evaluate GENERATOR --real DIR`` prints as JSON.
+    """
+    found = result["neighbours"]
+    return (
+        f"{found['count']:,} images drawn with seed {result['seed']}, beside "
+        f"{found['real_count']:,} real ones of {result['real_path']}."
+    )
+
+
 def generator_section(
     boundary: dict[str, Any] | None, pictures: GeneratorPictures | None
 ) -> dict[str, Any]:
@@ -90,19 +105,28 @@ def generator_section(
     }
 
 
-def write_generator_page(path: Path, result: dict[str, Any], pictures: GeneratorPictures) -> None:
+def write_generator_page(
+    path: Path,
+    result: dict[str, Any],
+    pictures: GeneratorPictures,
+    nearest: NearestNeighbours | None = None,
+) -> None:
     """Write the page of ``emptyset evaluate GENERATOR``.
 
     Args:
         path: The file.
         result: What the command prints as JSON.
         pictures: From ``generator_pictures``.
+        nearest: The nearest real image of each drawn one, where there are real ones.
 
     Raises:
         MissingExtraError: If ``emptyset[report]`` is not installed.
     """
     section = generator_section(result["class_boundary"], pictures)
-    write_template("generator.html", path, {"result": result, "section": section})
+    shown: dict[str, Any] = {"result": result, "section": section, "nearest": None}
+    if nearest is not None:
+        shown |= {"nearest": neighbour_section(nearest), "drawn": drawn_note(result)}
+    write_template("generator.html", path, shown)
 
 
 def _with_spread(score: dict[str, Any], name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from emptyset.evaluate.nearest_neighbours import NearestNeighbours
 from emptyset.report.comparison_table import comparison_table, facts, notes
 from emptyset.report.contact_sheet import ContactSheet
-from emptyset.report.neighbours import nearest_pairs, neighbour_rows
+from emptyset.report.neighbours import neighbour_section
 from emptyset.report.quality import quality_rows
 from emptyset.report.rendering import write_template
 
@@ -65,14 +65,6 @@ def write_quality_page(
             "sets": list(sets),
             "groups": sheet.groups(),
             "shown": len(sheet.images.pixels),
-            "nearest": None if nearest is None else _nearest(nearest),
+            "nearest": None if nearest is None else neighbour_section(nearest),
         },
     )
-
-
-def _nearest(found: NearestNeighbours) -> dict[str, Any]:
-    return {
-        "rows": neighbour_rows(found.to_json()),
-        "pairs": nearest_pairs(found),
-        "pixel_size": found.pixel_size,
-    }

@@ -70,6 +70,19 @@ def nearest_pairs(found: NearestNeighbours) -> dict[str, list[NearestPair]]:
     return {"pixels": _pairs(found.pixels.closest), "features": _pairs(found.features.closest)}
 
 
+def neighbour_section(found: NearestNeighbours) -> dict[str, Any]:
+    """What the template of the section is given.
+
+    Args:
+        found: What was measured.
+    """
+    return {
+        "rows": neighbour_rows(found.to_json()),
+        "pairs": nearest_pairs(found),
+        "pixel_size": found.pixel_size,
+    }
+
+
 def _pairs(closest: ClosestPairs) -> list[NearestPair]:
     rows = zip(
         closest.images.tolist(), closest.real.tolist(), closest.distances.tolist(), strict=True

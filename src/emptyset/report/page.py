@@ -10,6 +10,7 @@ from emptyset.report.facts import described_bits, headline, result_rows
 from emptyset.report.generator_section import generator_section
 from emptyset.report.pareto import layer_rows, pareto_chart, plan_rows
 from emptyset.report.quality import quality_rows
+from emptyset.report.reconstruction_table import block_tables
 from emptyset.report.rendering import small, write_template
 
 
@@ -37,6 +38,7 @@ def write_page(
         {
             "metrics": metrics,
             "bits": described_bits(metrics),
+            "blocks": block_tables(metrics.get("training", [])),
             "mixed": _mixed(metrics.get("mixed_precision")),
             "rows": result_rows(metrics),
             "headline": headline(metrics),

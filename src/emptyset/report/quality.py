@@ -1,6 +1,6 @@
 """What is told of the images themselves: the same rows in the terminal and on every page."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ from emptyset.report.facts import percent
 
 Quality = Mapping[str, Any]
 """What ``ImageQuality.to_json`` gives."""
+
+_FEATURES = {"penultimate": "teacher's last features", "logits": "teacher's logits"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ def quality_rows(sets: Mapping[str, Quality | None]) -> list[QualityRow]:
     Args:
         sets: What was found, by the name of the set; None where nothing was measured.
     """
+    seen = features_text(list(sets.values()))
     rows = [
-        QualityRow(name, [read(found or {}) for found in sets.values()], remark)
+        QualityRow(name, [read(found or {}) for found in sets.values()], remark.format(seen=seen))
         for name, remark, read in _MEASURES
     ]
     return [row for row in rows if any(value != "–" for value in row.values)]
@@ -65,6 +68,17 @@ def cosine_text(found: Quality, part: str, name: str) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def features_text(found: Sequence[Quality | None]) -> str:
+    """What the similarities compare: the teacher's last features, or the logits of one without.
+
+    Args:
+        found: Qualities that the same teacher was asked for.
+    """
+    diversities = [(one or {}).get("diversity") or {} for one in found]
+    kinds = {one["features"] for one in diversities if "features" in one}
+    return _FEATURES[kinds.pop()] if len(kinds) == 1 else "teacher's features"
+
+
 def agreement_text(found: Quality) -> str:
     """How many of the images the teacher gives the class that they were made for."""
     return percent((found.get("diversity") or {}).get("class_agreement"))
@@ -91,7 +105,7 @@ _MEASURES = [
     ),
     _measure(
         "similarity, all pairs",
-        "cosine of the teacher's features; lower is more diverse",
+        "cosine of the {seen}; lower is more diverse",
         cosine_text,
         "diversity",
         "similarity",

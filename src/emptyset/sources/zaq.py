@@ -60,6 +60,15 @@ class ZaqConfig(AdversarialGeneratorConfig):
         return cls(latent=6, widths=(5, 4), student_steps=2)
 
 
+# Not built: `legacy`, the released student whose BatchNorm trains. It belongs to the refiner, not
+# here, and takes four things, so it is no small switch. (1) The steps that `graph/batch_norm.py:
+# freeze` writes would normalise by the batch where the student learns, and move `frozen_mean` and
+# `frozen_inverse_std` as torch moves running statistics; both are constants of the graph today
+# (`FIXED` in `graph/originals.py`). (2) These two would join what is kept for a killed run, for the
+# best and the last good student. (3) Float mode would put the teacher's back, as it does weights.
+# (4) Everything else (ranges, the generator's lesson, judging, export) would read what was stored.
+
+
 @sources.register(
     "zaq",
     ZaqConfig,

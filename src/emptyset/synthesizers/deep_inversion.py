@@ -6,15 +6,17 @@ Idea: images of a class that are smooth, stay small, and cause the BatchNorm sta
     teacher stored. Adaptive DeepInversion adds that a student should disagree with the teacher.
 Needs: a teacher with BatchNorm layers, unless ``statistics_weight`` is 0, and at least 2 classes,
     unless ``class_weight`` is 0; with ``low_resolution_share`` one that takes images of half the
-    size too. The adaptive form needs a student: a network by its name (``student``), or in Python
-    any function, ``DeepInversion(config, student=network)``.
+    size too. The adaptive form needs a student: a network that ``student`` names, or in Python any
+    function, ``DeepInversion(config, student=network)``.
 Other published settings: ImageNet setting 1 has 2,000 steps, none at half the size; setting 2 has
     20,000, betas 0.9 and 0.999, no clipping and batches of 152. CIFAR-10: 2,000 steps, none at half
     the size, batches of 256, learning rate 0.05, statistics_weight 10, smoothness_weight 2.5e-5,
     norm_weight 0, roll 2, no flips, no clipping.
 Differs from source:
     * The images kept are those of the smallest loss at full size. The code compares losses of both
-      sizes, and its CIFAR version keeps an alias of the last images.
+      sizes, and its CIFAR version keeps an alias of the last images. With joint statistics of
+      several batches (ours) they are the last ones: the loss of a batch is then measured beside
+      what the others happen to be, and the others are matched to what it became.
     * The student's divergence is the Jensen-Shannon divergence that the paper names.
     * Any size of image: ``roll`` is in pixels of the full size.
 """
@@ -22,6 +24,7 @@ Differs from source:
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +34,16 @@ from emptyset.inversion.config import InversionConfig
 from emptyset.inversion.frozen_teacher import FrozenTeacher
 from emptyset.inversion.labels import random_labels
 from emptyset.inversion.method import Group, Method, Objective, Seen
-from emptyset.inversion.other_networks import named_network, require_same_task
+from emptyset.inversion.other_networks import (
+    Network,
+    named_network,
+    network_section,
+    require_same_task,
+)
 from emptyset.inversion.resampling import draw_roll, rolled
 from emptyset.inversion.schedules import Cosine
 from emptyset.inversion.setting_checks import (
+    require_an_aim,
     require_not_negative,
     require_positive,
     require_share,
@@ -62,6 +71,9 @@ class DeepInversionConfig(InversionConfig):
         steps: Adam steps per batch, both sizes together.
         low_resolution_share: Share of the steps at half the size; 0: none.
         learning_rate: Greatest step size [standardised pixel units per step].
+        statistics: Whose BatchNorm statistics are matched: those of a ``batch``, whose images of
+            the smallest loss are kept, or of all batches together (``joint``, ours), which are then
+            optimised in turn, and whose last images are kept.
         betas: Decay of Adam's moments.
         warm_up: Steps of linear growth at the begin of each size.
         statistics_weight: Of the BatchNorm statistics (α_f).
@@ -70,13 +82,17 @@ class DeepInversionConfig(InversionConfig):
         norm_weight: Of the mean norm of the images (α_l2).
         class_weight: Of the cross-entropy; 0: no classes.
         adaptive_weight: Of the competition with a student (α_c; the paper's is 0.2).
-        student: Network to compete with, named as teachers are; null: none, or given in Python.
+        student: Network to compete with: its name, as teachers have it, or a section with the keys
+            of a recipe's ``teacher`` (``{name: file:weights.safetensors, model: module:function,
+            input: 3x32x32, mean: [...], std: [...]}``); null: none, or given in Python.
         temperature: Of the competition [logit units].
         roll: Greatest random shift [pixels].
         flip: Probability of mirroring.
         clip: Keep pixels between black and white.
         classes: Make images of these classes only; empty: of all.
     """
+
+    class_weights: ClassVar[tuple[str, ...]] = ("class_weight",)
 
     steps: int = 3000
     low_resolution_share: float = 2 / 3
@@ -89,7 +105,7 @@ class DeepInversionConfig(InversionConfig):
     norm_weight: float = 1e-5
     class_weight: float = 1.0
     adaptive_weight: float = 0.0
-    student: str | None = None
+    student: Network | None = None
     temperature: float = 3.0
     roll: int = 30
     flip: float = 0.5
@@ -99,17 +115,19 @@ class DeepInversionConfig(InversionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_use_of_classes(self, "class_weight")
+        require_use_of_classes(self)
         require_positive(self, "learning_rate", "temperature")
         require_not_negative(self, "warm_up", "statistics_weight", "first_layer_multiplier")
         require_not_negative(self, "smoothness_weight", "norm_weight", "class_weight")
         require_not_negative(self, "adaptive_weight", "roll")
+        require_an_aim(self, "statistics_weight", "class_weight", "adaptive_weight")
         require_share(self, "flip", "low_resolution_share")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"'betas' must lie in 0..1, below 1. Got {self.betas}.")
-        if self.student is not None and not self.adaptive_weight:
+        named = None if self.student is None else network_section(self.student, "student").name
+        if named is not None and not self.adaptive_weight:
             raise ValueError(
-                f"'student' is '{self.student}', but 'adaptive_weight' is 0, so it would not be "
+                f"'student' is '{named}', but 'adaptive_weight' is 0, so it would not be "
                 "asked. Set 'adaptive_weight', for example to 0.2."
             )
         if self.low_resolution_share == 1:
@@ -151,9 +169,6 @@ class DeepInversion(InversionSynthesizer):
             rule = Clipped(rule, *units.pixel_range())
         schedule = Cosine(config.learning_rate, warm_up=config.warm_up, restarts=restarts)
         shape = teacher.input.shape
-        labels = None
-        if config.class_weight:
-            labels = random_labels(teacher, "deep_inversion", config.classes)
 
         def draw(step: int, generator: torch.Generator, _count: int) -> dict[str, Tensor]:
             divisor = 2 if step < config.low_resolution_steps else 1
@@ -167,7 +182,7 @@ class DeepInversion(InversionSynthesizer):
             groups=(Group(rule, schedule),),
             steps=config.steps,
             batch_size=config.batch_size,
-            targets=labels,
+            targets=random_labels(teacher, "deep_inversion", config),
             draw=draw,
             augment=_pooled_and_rolled,
             low_pass=config.low_pass,
@@ -189,7 +204,7 @@ class DeepInversion(InversionSynthesizer):
             )
         if config.student is None:
             return self.student
-        named = named_network(config.student)
+        named = named_network(config.student, "student")
         require_same_task(teacher, named, "deep_inversion")
         frozen = FrozenTeacher(named, teacher.example(1).device)
         units = standard_units(teacher.input)

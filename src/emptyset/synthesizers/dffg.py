@@ -5,7 +5,7 @@ Paper: Leng et al., "DFFG: Fast Gradient Iteration for Data-free Quantization", 
 Idea: MI-FGSM moves every pixel by the same step against the sign of a momentum of gradients. That
     is fast and keeps images apart, and images taken during one optimisation are all used: S
     harvests give S times the images for the same work.
-Needs: a teacher with BatchNorm layers and at least 2 classes.
+Needs: a teacher with BatchNorm layers; at least 2 classes, unless ``class_weight`` is 0.
 Reconstructed (ours), as the poster does not print it: momentum, step sizes and their decay, all
     weights, steps, burn-in, number of snapshots, and the form of L_BNS (GDFQ's).
 Differs from source:
@@ -17,6 +17,7 @@ Differs from source:
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -62,6 +63,8 @@ class DffgConfig(InversionConfig):
         classes: Make images of these classes only; empty: of all.
     """
 
+    class_weights: ClassVar[tuple[str, ...]] = ("class_weight",)
+
     steps: int = 400
     step_size: float = 0.1
     final_step_size: float = 0.005
@@ -83,7 +86,7 @@ class DffgConfig(InversionConfig):
         require_not_negative(self, "final_step_size", "momentum")
         require_not_negative(self, "smoothness_weight", "norm_weight", "class_weight")
         require_choice(self, "update", ("mi_fgsm", "adam"))
-        require_use_of_classes(self, "class_weight")
+        require_use_of_classes(self)
         if not 0 <= self.burn_in < 1:
             raise ValueError(f"'burn_in' must lie in 0..1, below 1. Got {self.burn_in}.")
         evenly_spaced(self.steps, self.burn_in, self.snapshots)
@@ -122,7 +125,7 @@ class Dffg(InversionSynthesizer):
             groups=(Group(rule, schedule),),
             steps=config.steps,
             batch_size=config.batch_size,
-            targets=random_labels(teacher, "dffg", config.classes) if config.class_weight else None,
+            targets=random_labels(teacher, "dffg", config),
             draw=None if looks is None else looks.draw,
             augment=None if looks is None else looks.augment,
             snapshots=snapshots,

@@ -66,6 +66,7 @@ class DsgConfig(PlateauConfig):
     """
 
     statistics_known: ClassVar[tuple[str, ...]] = ("sample", "batch", JOINT)
+    class_weights: ClassVar[tuple[str, ...]] = ("class_weight",)
 
     steps: int = 500
     learning_rate: float = 0.9
@@ -86,7 +87,7 @@ class DsgConfig(PlateauConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_use_of_classes(self, "class_weight")
+        require_use_of_classes(self)
         require_positive(self, "learning_rate", "slack_images")
         require_share(self, "slack_quantile")
         require_not_negative(self, "correlation_weight", "spectrum_weight")
@@ -120,7 +121,7 @@ class Dsg(InversionSynthesizer):
             groups=(Group(Adam(), config.plateau(config.learning_rate)),),
             steps=config.steps,
             batch_size=config.batch_size,
-            targets=random_labels(teacher, "dsg", config.classes) if config.class_weight else None,
+            targets=random_labels(teacher, "dsg", config),
             context=self.context,
             context_follows=False,
             draw=lambda _step, generator, _count: draw_roll(

@@ -4,14 +4,18 @@ Paper: Li et al., "Hard Sample Matters a Lot in Zero-Shot Quantization", CVPR 20
     arXiv:2303.13826; settings of the released code.
 Idea: match BatchNorm statistics, and weight the cross-entropy by difficulty, so that no image
     becomes an easy one that only fits.
-Needs: a teacher with BatchNorm layers and at least 2 classes.
-Not here: training the student on images made harder, the paper's other half (a refiner's work).
+Needs: a teacher with BatchNorm layers; at least 2 classes, unless ``hard_weight`` is 0.
+Not here: training the student on images made harder, the paper's other half. It is the refiner
+    ``distill`` with ``preset: published``, ``cross_entropy: 0`` and (CIFAR-10, CIFAR-100, ImageNet)
+    ``feature_attention`` λ 1000, 2000, 4000; ``perturbation`` ε 0.01, 0.02, 0.01;
+    ``learning_rate`` 1.0e-5, 1.0e-5, 1.0e-6.
 Differs from source:
     * Defaults are those for CIFAR. ImageNet: hard_weight 0.1, exponent 0.5, crop true.
     * Crops of all images are taken at once, bilinearly, equal to torchvision's one by one.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -46,6 +50,8 @@ class HastConfig(PlateauConfig):
         classes: Make images of these classes only; empty: of all.
     """
 
+    class_weights: ClassVar[tuple[str, ...]] = ("hard_weight",)
+
     learning_rate: float = 0.5
     hard_weight: float = 10.0
     exponent: float = 2.0
@@ -58,7 +64,7 @@ class HastConfig(PlateauConfig):
         require_positive(self, "learning_rate", "smallest_crop")
         require_share(self, "smallest_crop")
         require_not_negative(self, "hard_weight", "exponent")
-        require_use_of_classes(self, "hard_weight")
+        require_use_of_classes(self)
 
     @classmethod
     def smallest(cls) -> "HastConfig":
@@ -90,7 +96,7 @@ class Hast(InversionSynthesizer):
             groups=(Group(Adam(), config.plateau(config.learning_rate)),),
             steps=config.steps,
             batch_size=config.batch_size,
-            targets=random_labels(teacher, "hast", config.classes) if config.hard_weight else None,
+            targets=random_labels(teacher, "hast", config),
             draw=None if looks is None else looks.draw,
             augment=None if looks is None else looks.augment,
             low_pass=config.low_pass,

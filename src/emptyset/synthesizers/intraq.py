@@ -5,7 +5,9 @@ Paper: Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class Heterog
 Idea: beside matching BatchNorm statistics, look at random crops (local object reinforcement), keep
     images away from the centre of their class but not too far (marginal distance constraint), and
     give each image a confidence of its own to reach (soft inception loss).
-Needs: a teacher with BatchNorm layers, a linear classifier and at least 2 classes.
+Needs: a teacher with BatchNorm layers, unless ``statistics_weight`` is 0; at least 2 classes,
+    unless ``inception_weight`` and ``margin_weight`` are 0; a linear layer or a 1x1 convolution at
+    the end, unless ``margin_weight`` is 0.
 Differs from source:
     * All images draw a soft confidence, as the paper has it; the released code gives a random half
       the confidence 1 (``legacy``).
@@ -16,6 +18,7 @@ Differs from source:
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +32,7 @@ from emptyset.inversion.setting_checks import (
     require_not_negative,
     require_positive,
     require_share,
+    require_use_of_classes,
 )
 from emptyset.inversion.synthesizer import InversionSynthesizer
 from emptyset.inversion.updates import Adam
@@ -55,10 +59,12 @@ class IntraqConfig(PlateauConfig):
         upper_margin: λ_u, greatest cosine distance to the centre of the class.
         statistics_weight: Of the BatchNorm statistics.
         inception_weight: Of the soft inception loss.
-        margin_weight: Of the marginal distance constraint.
+        margin_weight: Of the marginal distance constraint; with both 0: no classes.
         legacy: A random half of the images is to reach probability 1, as in the released code.
         classes: Make images of these classes only; empty: of all.
     """
+
+    class_weights: ClassVar[tuple[str, ...]] = ("inception_weight", "margin_weight")
 
     learning_rate: float = 0.5
     crop_probability: float = 0.5
@@ -78,6 +84,7 @@ class IntraqConfig(PlateauConfig):
         require_share(self, "smallest_crop", "crop_probability", "confidence")
         require_not_negative(self, "statistics_weight", "inception_weight", "margin_weight")
         require_not_negative(self, "lower_margin")
+        require_use_of_classes(self)
         if not (self.statistics_weight or self.inception_weight):
             raise ValueError(
                 "'statistics_weight' and 'inception_weight' are both 0: nothing shapes the first "
@@ -115,10 +122,11 @@ class Intraq(InversionSynthesizer):
         )
         if config.margin_weight and teacher.classifier_weight() is None:
             raise UnsupportedModelError(
-                f"intraq keeps distances between features, but {teacher.name} has no linear "
-                "classifier whose input they are. Set margin_weight to 0."
+                f"intraq keeps distances between features, but the last layer of {teacher.name} is "
+                "no linear layer or 1x1 convolution with one output per class, whose input they "
+                "are. Set margin_weight to 0."
             )
-        classes = class_count(teacher, "intraq")
+        classes = class_count(teacher, "intraq") if config.uses_classes else 0
 
         def context(start: BatchStart) -> dict[str, Tensor]:
             found = {"confidence": self.confidences(start.shape[0], start.generator)}
@@ -130,11 +138,11 @@ class Intraq(InversionSynthesizer):
             groups=(Group(Adam(), config.plateau(config.learning_rate)),),
             steps=config.steps,
             batch_size=config.batch_size,
-            targets=random_labels(teacher, "intraq", config.classes),
+            targets=random_labels(teacher, "intraq", config),
             needs_batch_norm=config.statistics_weight > 0,
             draw=looks.draw if config.crop_probability else None,
             augment=looks.augment if config.crop_probability else None,
-            context=context,
+            context=context if config.uses_classes else None,
             context_follows=config.margin_weight > 0,
             low_pass=config.low_pass,
             joint_steps=config.turn,

@@ -13,8 +13,8 @@ Reconstructed (ours): optimiser, schedule, steps and batch size are IntraQ's; th
     smoothness prior, which is off.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from emptyset.inversion.config import PlateauConfig
 from emptyset.inversion.labels import random_labels
 from emptyset.inversion.method import Group, Method, Seen
 from emptyset.inversion.setting_checks import (
+    require_an_aim,
     require_not_negative,
     require_positive,
     require_use_of_classes,
@@ -49,6 +50,8 @@ class KnowledgeWithinConfig(PlateauConfig):
         classes: Make images of these classes only; empty: of all.
     """
 
+    class_weights: ClassVar[tuple[str, ...]] = ("class_weight",)
+
     learning_rate: float = 0.5
     statistics_weight: float = 1.0
     least_variance: float = 1e-5
@@ -59,11 +62,10 @@ class KnowledgeWithinConfig(PlateauConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_use_of_classes(self, "class_weight")
+        require_use_of_classes(self)
         require_positive(self, "learning_rate", "least_variance", "blur")
         require_not_negative(self, "statistics_weight", "class_weight", "smoothness_weight")
-        if not (self.statistics_weight or self.class_weight):
-            raise ValueError("'statistics_weight' and 'class_weight' are both 0: nothing to learn.")
+        require_an_aim(self, "statistics_weight", "class_weight")
 
     @classmethod
     def smallest(cls) -> "KnowledgeWithinConfig":
@@ -86,16 +88,13 @@ class KnowledgeWithin(InversionSynthesizer):
     def method(self, teacher: Teacher) -> Method:
         """The parts that the engine runs."""
         config = self.config
-        labels: Callable[[torch.Generator, int], Tensor] | None = None
-        if config.class_weight:
-            labels = random_labels(teacher, "knowledge_within", config.classes)
         return Method(
             name="knowledge_within",
             objective=self.objective,
             groups=(Group(Adam(), config.plateau(config.learning_rate)),),
             steps=config.steps,
             batch_size=config.batch_size,
-            targets=labels,
+            targets=random_labels(teacher, "knowledge_within", config),
             low_pass=config.low_pass,
             joint_steps=config.turn,
             needs_batch_norm=config.statistics_weight > 0,

@@ -5,9 +5,10 @@ Paper: Li et al., "MixMix: All You Need for Data-Free Compression Are Feature an
 Idea: an image that several networks find familiar is not made for the quirks of one (feature
     mixing); an image with a second one pasted into it has labels that are right by construction
     (data mixing).
-Needs: teachers with BatchNorm layers, of one image size and with the same classes. The first one
-    is the teacher itself; further ones are named in ``teachers``, or given in Python as
-    ``MixMix(config, teachers=[...])``. With the teacher alone only data mixing remains.
+Needs: teachers of one image size, with BatchNorm layers (unless ``statistics_weight`` is 0), and
+    with the same classes, at least 2 (unless ``class_weight`` is 0). The first one is the teacher
+    itself; ``teachers`` names further ones, or in Python ``MixMix(config, teachers=[...])`` gives
+    them. With the teacher alone only data mixing remains.
 Reconstructed (ours): everything but the two ideas. Losses, optimiser, shifts and clipping are those
     of DeepInversion at full size; the teacher takes part in every step, the others in turn at
     random; the weight of a label is the share of the area that its image really has.
@@ -15,6 +16,7 @@ Reconstructed (ours): everything but the two ideas. Losses, optimiser, shifts an
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +25,21 @@ from emptyset.inversion.batch_norm_needed import require_batch_norm
 from emptyset.inversion.config import InversionConfig
 from emptyset.inversion.labels import class_count, random_labels
 from emptyset.inversion.method import Draw, Finish, Group, Method, Seen
-from emptyset.inversion.other_networks import named_network, require_same_task
+from emptyset.inversion.other_networks import (
+    Network,
+    named_network,
+    network_section,
+    require_same_task,
+)
 from emptyset.inversion.resampling import draw_pasted_boxes, draw_roll, rolled, sampled
 from emptyset.inversion.schedules import Cosine
 from emptyset.inversion.setting_checks import (
+    require_an_aim,
     require_choice,
     require_not_negative,
     require_positive,
     require_share,
+    require_use_of_classes,
 )
 from emptyset.inversion.standard_units import standard_units
 from emptyset.inversion.synthesizer import InversionSynthesizer
@@ -48,14 +57,16 @@ class MixMixConfig(InversionConfig):
     """Settings of MixMix. None is known; defaults are a labelled reconstruction.
 
     Attributes:
-        teachers: Further teachers by name, for example ``timm:resnet50``.
+        teachers: Further teachers, each by its name, for example ``timm:resnet50``, or by a section
+            with the keys of a recipe's ``teacher`` (``{name: file:weights.safetensors, model:
+            module:function, input: 3x32x32, mean: [...], std: [...]}``).
         teachers_per_step: Teachers that take part in a step, the first one included.
         learning_rate: Greatest step size [standardised pixel units per step].
         betas: Decay of Adam's moments.
         warm_up: Steps of linear growth.
         statistics_weight: Of the BatchNorm statistics of each teacher.
         first_layer_multiplier: Additional weight of the first BatchNorm layer.
-        class_weight: Of the cross-entropy of each teacher.
+        class_weight: Of the cross-entropy of each teacher; 0: no classes.
         smoothness_weight: Of the total variation of the batch.
         norm_weight: Of the mean norm of the images.
         mix_probability: Of pasting in a step.
@@ -68,7 +79,9 @@ class MixMixConfig(InversionConfig):
         classes: Make images of these classes only; empty: of all.
     """
 
-    teachers: tuple[str, ...] = ()
+    class_weights: ClassVar[tuple[str, ...]] = ("class_weight",)
+
+    teachers: tuple[Network, ...] = ()
     teachers_per_step: int = 3
     steps: int = 2000
     learning_rate: float = 0.25
@@ -95,6 +108,10 @@ class MixMixConfig(InversionConfig):
         require_positive(self, "smallest_box", "largest_box")
         require_not_negative(self, "warm_up", "statistics_weight", "first_layer_multiplier")
         require_not_negative(self, "class_weight", "smoothness_weight", "norm_weight", "roll")
+        require_an_aim(self, "statistics_weight", "class_weight")
+        require_use_of_classes(self)
+        for number, network in enumerate(self.teachers):
+            network_section(network, "teachers", number)
         require_share(self, "mix_probability", "smallest_box", "largest_box", "flip")
         require_choice(self, "store", ("mixed", "plain"))
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -127,12 +144,13 @@ class MixMix(InversionSynthesizer):
     def method(self, teacher: Teacher) -> Method:
         """The parts that the engine runs."""
         config = self.config
-        others = (*self.teachers, *map(named_network, config.teachers))
-        classes = class_count(teacher, "mixmix")
+        named = (named_network(one, "teachers", n) for n, one in enumerate(config.teachers))
+        others = (*self.teachers, *named)
+        classes = class_count(teacher, "mixmix") if config.uses_classes else 0
         for other in others:
             if config.statistics_weight:
                 require_batch_norm(other, "mixmix")
-            require_same_task(teacher, other, "mixmix")
+            require_same_task(teacher, other, "mixmix", classes=config.uses_classes)
         rule = Adam(config.betas)
         units = standard_units(teacher.input)
         update = Clipped(rule, *units.pixel_range()) if config.clip else rule
@@ -142,7 +160,7 @@ class MixMix(InversionSynthesizer):
             groups=(Group(update, Cosine(config.learning_rate, warm_up=config.warm_up)),),
             steps=config.steps,
             batch_size=config.batch_size,
-            targets=random_labels(teacher, "mixmix", config.classes),
+            targets=random_labels(teacher, "mixmix", config),
             draw=self._draw(teacher.input.shape, len(others)),
             augment=lambda images, drawn: pasted(
                 rolled(images, drawn["roll_rows"], drawn["roll_columns"]), drawn

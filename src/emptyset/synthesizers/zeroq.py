@@ -65,6 +65,7 @@ class ZeroQConfig(PlateauConfig):
     """
 
     statistics_known: ClassVar[tuple[str, ...]] = ("sample", "batch", JOINT)
+    class_weights: ClassVar[tuple[str, ...]] = ("class_weight",)
 
     steps: int = 500
     batch_size: int = 64
@@ -84,7 +85,7 @@ class ZeroQConfig(PlateauConfig):
         require_not_negative(self, "input_weight", "class_weight")
         require_choice(self, "initial", ("standard", "legacy"))
         require_choice(self, "schedule", ("plateau", "cosine"))
-        require_use_of_classes(self, "class_weight")
+        require_use_of_classes(self)
 
     @classmethod
     def smallest(cls) -> "ZeroQConfig":
@@ -110,9 +111,6 @@ class ZeroQ(InversionSynthesizer):
         rule: Update = Adam()
         if config.clip:
             rule = Clipped(rule, *standard_units(teacher.input).pixel_range())
-        labels = None
-        if config.class_weight:
-            labels = random_labels(teacher, "zeroq", config.classes)
         return Method(
             name="zeroq",
             objective=self.objective,
@@ -120,7 +118,7 @@ class ZeroQ(InversionSynthesizer):
             steps=config.steps,
             batch_size=config.batch_size,
             canvas=Pixels(_LEGACY_SPREAD, even=True) if config.initial == "legacy" else Pixels(),
-            targets=labels,
+            targets=random_labels(teacher, "zeroq", config),
             low_pass=config.low_pass,
             joint_steps=config.turn,
         )

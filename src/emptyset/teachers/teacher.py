@@ -1,5 +1,6 @@
 """A trained network, its input, and where both came from."""
 
+import copy
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 # Named here too: it is part of what a teacher is.
 from emptyset.images.input_spec import InputSpec as InputSpec
+from emptyset.teachers.last_layer import last_layer
 from emptyset.teachers.unwrapping import unwrapped
 
 
@@ -74,9 +76,17 @@ class Teacher:
         return found
 
     def classifier_weight(self) -> Tensor | None:
-        """Weight of the last linear layer, ``(K, features)``, or None where there is none."""
-        linears = [m for m in self.module.modules() if isinstance(m, nn.Linear)]
-        return linears[-1].weight if linears else None
+        """Weight of the layer that decides, ``(K, features)``; None where ``last_layer`` has none.
+
+        The network is called once.
+        """
+        # A copy: in training mode a forward would change what BatchNorm stores.
+        name = last_layer(copy.deepcopy(self.module).eval(), self.example(1))
+        if name is None:
+            return None
+        weight = self.module.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        return weight.flatten(1)
 
     def example(self, count: int = 2) -> Tensor:
         """``(count, C, H, W)`` zeros on the teacher's device, to trace with."""
