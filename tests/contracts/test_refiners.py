@@ -5,12 +5,16 @@ import copy
 import pytest
 import torch
 
+import emptyset
+from emptyset.graph.blocks import find_blocks
 from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import ImageSet
+from emptyset.reconstruction.config import ReconstructionConfig
 from emptyset.registry import refiners
 from emptyset.teachers.teacher import Teacher
 
 NAMES = refiners.names()
+RECONSTRUCTING = [n for n in NAMES if issubclass(refiners.get(n).config, ReconstructionConfig)]
 
 
 def images_for(teacher: Teacher, count: int = 7) -> ImageSet:
@@ -67,3 +71,49 @@ class TestRefinerContract:
         entry = refiners.get(name)
         assert entry.sentence.endswith(".")
         assert entry.source
+
+
+@pytest.mark.parametrize("plan", ["integer", "every_layer", "edges_8bit"])
+@pytest.mark.parametrize("name", RECONSTRUCTING)
+class TestReconstructionContract:
+    def learnt(self, name: str, plan: str, teacher: Teacher) -> tuple[Student, Student, ImageSet]:
+        """As calibrated, as learnt, and on which images."""
+        images = images_for(teacher, 11)
+        start = emptyset.prepare(teacher, "w3a4", plan=plan)
+        emptyset.refine(start, images, "calibrate")
+        student = start.copy()
+        settings = {"steps": 60, "batch_size": 4, "rounding_learning_rate": 5e-2}
+        if hasattr(refiners.get(name).config, "activation_steps"):
+            settings["activation_steps"] = 20
+        emptyset.refine(student, images, name, **settings)
+        return start, student, images
+
+    def test_no_block_ends_worse_than_it_began(
+        self, name: str, plan: str, tiny_teacher: Teacher
+    ) -> None:
+        _, student, _ = self.learnt(name, plan, tiny_teacher)
+        assert student.records
+        for record in student.records:
+            assert record["refiner"] == name
+            # The blocks of this network are its layers.
+            assert [one["block"] for one in record["blocks"]] == ["conv1", "conv2", "linear"]
+            for block in record["blocks"]:
+                assert 0 <= block["final"] <= block["start"]
+                assert block["kept"] or block["final"] == block["start"]
+        assert any(b["final"] < b["start"] for b in student.records[0]["blocks"])
+
+    def test_the_first_blocks_errors_are_those_that_are_told(
+        self, name: str, plan: str, tiny_teacher: Teacher
+    ) -> None:
+        """Measured by hand; what a later block reads depends on what was learnt before."""
+        start, student, images = self.learnt(name, plan, tiny_teacher)
+        net = tiny_teacher.module
+        expected = net.bn1(net.conv1(images.images)).relu()
+        weights_alone = name in ("adaround", "brecq")
+        told = student.records[0]["blocks"][0]
+        for one, error in ((start, told["start"]), (student, told["final"])):
+            for quantizer in one.quantizers.values():
+                quantizer.enabled = quantizer.axis is not None or not weights_alone
+            with torch.no_grad():
+                gap = find_blocks(one)[0](images.images) - expected
+            assert gap.square().sum(1).mean().item() == pytest.approx(error, rel=1e-4)

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emptyset.graph.blocks import Block, find_blocks, weight_names
-from emptyset.graph.student import Student
+from emptyset.graph.blocks import Block, find_blocks
 
 
 class Residual(nn.Module):
@@ -133,7 +132,6 @@ def test_every_layer_and_quantizer_belongs_to_exactly_one_block(kind: str, calib
     assert layers == [layer.name for layer in student.layers()]
     owned = [name for block in blocks for name in block.quantizers]
     assert sorted(owned) == sorted(student.quantizers)
-    assert [f"{layer}.weight" for layer in layers] == [w for b in blocks for w in weight_names(b)]
 
 
 def test_blocks_of_a_residual_network(calibrated) -> None:
@@ -182,40 +180,15 @@ class Dense(nn.Module):
         return self.head(torch.cat(features[::-1], 1).mean((2, 3)))
 
 
-def inputs_and_outputs(student: Student, path: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What the layer reads, and what the network makes of it up to its quantizer."""
-    from emptyset.graph.operators import is_clip, layer_path, weighted_layers
-
-    node = next(n for n in weighted_layers(student.program) if layer_path(n) == path)
-    source, end = node.args[0], node
-    while source.op == "call_module":
-        source = source.args[0]
-    while len(end.users) == 1:
-        reader = next(iter(end.users))
-        if reader.op != "call_module" and not is_clip(reader):
-            break
-        end = reader
-    seen: dict[str, Tensor] = {}
-
-    class Record(torch.fx.Interpreter):
-        def run_node(self, node: torch.fx.Node) -> object:
-            seen[node.name] = super().run_node(node)
-            return seen[node.name]
-
-    Record(student.program).run(images)
-    return seen[source.name], seen[end.name]
-
-
-def test_a_long_stretch_falls_back_to_single_layers(calibrated) -> None:
-    student, images = calibrated(Dense(), "w4a8")
-    whole = {b.layers: b for b in find_blocks(student)}
-    assert all(not b.parts for b in whole.values())
-    blocks = find_blocks(student, largest=2)
-    stretch = next(b for b in blocks if b.parts)
-    assert [part.layers for part in stretch.parts] == [(layer,) for layer in stretch.layers]
-    for part in stretch.parts:
-        before, after = inputs_and_outputs(student, part.name, images.images)
-        assert torch.equal(part(before), after)
+def test_a_stretch_without_a_cut_point_is_one_block_and_may_be_long(
+    calibrated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, _ = calibrated(Dense(), "w4a8")
+    blocks = find_blocks(student)
+    assert [len(b.layers) for b in blocks] == [1, 4, 1]
+    assert not any(b.is_long for b in blocks)
+    monkeypatch.setattr("emptyset.graph.blocks.LARGEST_BLOCK", 3)
+    assert [b.is_long for b in blocks] == [False, True, False]
 
 
 def test_blocks_share_the_students_parameters(calibrated) -> None:

@@ -122,3 +122,30 @@ def test_rounding_is_forgotten_when_the_grid_changes_or_the_weight_is_trained() 
     made.set_rounding(torch.ones(4, 3), torch.eye(4, 3) > 0)
     LearnedStep(made, "code")
     assert made.base_codes is None
+
+
+def test_a_stretched_grid_keeps_learnt_codes_and_gives_their_new_weight() -> None:
+    made, generator = quantizer(), torch.Generator().manual_seed(5)
+    base = torch.randint(-6, 6, (4, 3, 2), generator=generator)
+    rounding = torch.rand(4, 3, 2, generator=generator) < 0.5
+    weight = made.set_rounding(base, rounding)
+    codes, scale, zero = made.codes(weight), made.scale.clone(), made.zero_point.clone()
+    factor = torch.tensor([0.3, 1.0, 1.7, 123.0])
+    made.stretch(factor)
+    assert torch.equal(made.scale, scale * factor)
+    assert torch.equal(made.zero_point, zero)
+    assert torch.equal(made.base_codes, base.to(torch.int32))
+    assert torch.equal(made.rounding, rounding)
+    stretched = made.learnt_values()
+    torch.testing.assert_close(stretched, weight * factor.view(4, 1, 1))
+    assert torch.equal(made.codes(stretched), codes)
+    assert torch.equal(made(stretched), stretched)
+
+
+def test_a_grid_without_learnt_rounding_is_stretched_too() -> None:
+    made = quantizer()
+    weight, factor = torch.randn(4, 3), torch.tensor([0.25, 1.0, 2.0, 8.0])
+    codes = made.codes(weight)
+    made.stretch(factor)
+    assert made.learnt_values() is None
+    assert torch.equal(made.codes(weight * factor.view(4, 1)), codes)

@@ -10,7 +10,7 @@ from emptyset.graph.student import Student
 from emptyset.images.image_set import ImageSet
 from emptyset.inversion import compilation
 from emptyset.reconstruction.execution import Execution, Work, in_half, worth_compiling
-from emptyset.reconstruction.memory import cache_limit, measured_sizes, row_bytes
+from emptyset.reconstruction.memory import measured_sizes
 from emptyset.reconstruction.units import units_of
 from emptyset.teachers.teacher import Teacher
 
@@ -68,20 +68,3 @@ def test_sizes_are_those_of_one_image(
             assert found == [((6, 8, 10), (7, 8, 10), 480 + 560), ((7, 8, 10), (6, 8, 10), 560)]
         else:
             assert found == [((6, 8, 10), (6, 8, 10), 480 + 560)]
-    assert row_bytes((6, 8, 10), (5,)) == 4 * (480 + 5)
-
-
-def test_caches_get_what_the_rest_of_the_process_leaves(
-    teacher: Teacher, student_of: Callable[..., Student]
-) -> None:
-    student = student_of(teacher)
-    blocks = find_blocks(student)
-    sizes = measured_sizes(student, blocks, [units_of(student, b, by_layer=False) for b in blocks])
-
-    def limit(memory: float, batch: int = 32, images: int = 0) -> int:
-        return cache_limit(student, sizes, memory=memory, batch=batch, images=images)
-
-    assert limit(4.0) - limit(3.0) == 1 << 30
-    assert limit(4.0, images=5_000) == limit(4.0) - 5_000
-    assert limit(4.0, batch=64) < limit(4.0) < 3 << 30
-    assert limit(0.5) == 0

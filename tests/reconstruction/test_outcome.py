@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.blocks import find_blocks
 from emptyset.graph.student import Student
 from emptyset.images.image_set import ImageSet
@@ -11,7 +12,6 @@ from emptyset.reconstruction.outcome import (
     Snapshot,
     install,
     present_outcome,
-    settle_biases,
     switched,
 )
 from emptyset.reconstruction.range_search import search_ranges
@@ -107,7 +107,7 @@ def test_only_raised_channels_are_rounded_anew(teacher: Teacher, student_of) -> 
     assert torch.equal(quantizer.rounding[others], outcome[f"{name}|rounding"][others])
     assert torch.equal(quantizer(weight), weight)
     state = student.state_dict()
-    settle_biases(student)
+    keep_biases_in_int32(student)
     assert all(torch.equal(value, state[k]) for k, value in student.state_dict().items())
 
 

@@ -99,6 +99,43 @@ def test_layers_start_where_their_lead_ends_and_end_behind_their_clip(
     assert set(owned) <= set(blocks[1].quantizers)
 
 
+class Dense(nn.Module):
+    """Everything is read again at the end: no cut point inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.convs = nn.ModuleList([nn.Conv2d(4 + 2 * i, 2, 3, padding=1) for i in range(4)])
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [torch.relu(self.first(x))]
+        for conv in self.convs:
+            features.append(torch.relu(conv(torch.cat(features, 1))))
+        return self.head(torch.cat(features[::-1], 1).mean((2, 3)))
+
+
+def test_a_long_stretch_is_worked_on_layer_by_layer(
+    teacher_of: Callable[..., Teacher], student_of: Callable[..., Student], images: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    teacher = teacher_of(Dense())
+    student, module = student_of(teacher, "w4a8"), teacher.module
+    stretch = find_blocks(student)[1]
+    assert [unit.name for unit in units_of(student, stretch, by_layer=False)] == [stretch.name]
+    monkeypatch.setattr("emptyset.graph.blocks.LARGEST_BLOCK", 3)
+    units = units_of(student, stretch, by_layer=False)
+    assert [unit.name for unit in units] == [f"convs.{i}" for i in range(4)]
+    with student.float_mode():
+        features = [torch.relu(module.first(images.images))]
+        for unit, conv in zip(units, module.convs, strict=True):
+            read = torch.cat(features, 1)
+            inputs = features[0] if unit.lead is None else unit.lead(features[0])
+            torch.testing.assert_close(inputs, read)
+            features.append(torch.relu(conv(read)))
+            torch.testing.assert_close(unit.body(read), features[-1], atol=1e-5, rtol=1e-5)
+
+
 def test_every_quantizer_but_the_images_is_learnt_once(
     teacher: Teacher, student_of: Callable[..., Student]
 ) -> None:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import ImageSet
+from emptyset.quantizers.adaptive_rounding import rounding_share
+from emptyset.reconstruction.learnables import logits_of
+from emptyset.reconstruction.optimisation import Optimisation
 from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
 from emptyset.refiners.genie import Genie, GenieConfig
 from emptyset.teachers.teacher import InputSpec, Teacher
@@ -88,6 +91,53 @@ def test_folded_scales_are_learnt_relatively(teacher: Teacher, images: ImageSet)
         ratio = quantizer.scale / start.quantizers[name].scale
         # 40 steps of at most a thousandth each, in a cosine.
         assert (ratio - 1).abs().max().item() < 0.03
+
+
+def test_every_rounding_is_decided_at_the_end(
+    teacher: Teacher, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published course, but in a tenth of the steps at ten times the rate of V."""
+    shares, run = [], Optimisation.run
+
+    def watched(self: Optimisation, *given: object) -> Tensor:
+        flat = run(self, *given)
+        places = [part.logits for part in self.learnables.parts if part.logits is not None]
+        shares.extend(rounding_share(logits_of(flat, place)).flatten() for place in places)
+        return flat
+
+    monkeypatch.setattr(Optimisation, "run", watched)
+    published = GenieConfig()
+    learnt(
+        teacher, images, "frozen", steps=published.steps // 10,
+        rounding_learning_rate=10 * published.rounding_learning_rate,
+        penalty=published.penalty, batch_size=published.batch_size,
+    )  # fmt: skip
+    found = torch.cat(shares)
+    assert len(found) == 6 * 3 * 9 + 7 * 6 * 9 + 5 * 7
+    assert torch.minimum(found, 1 - found).max().item() < 0.01
+
+
+def test_dead_channels_stay_dead_with_absolute_rates(images: ImageSet) -> None:
+    """Their scale is the smallest there is; a published step is a hundred thousand times that."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Normed().requires_grad_(False).eval()
+    module.first.weight[2], module.second.weight[4] = 0.0, 0.0
+    module.second.bias[4] = 0.0
+    teacher = Teacher("test", module, InputSpec((3, 8, 7), (0.5,) * 3, (0.25,) * 3))
+    for batch_norm in ("fold", "frozen"):
+        start, student = learnt(teacher, images, batch_norm, scale_rates="absolute")
+        for layer, channel in (("first", 2), ("second", 4)):
+            before, after = (one.quantizers[f"{layer}.weight"] for one in (start, student))
+            assert before.scale[channel] < 1e-8
+            assert torch.isfinite(after.scale).all()
+            assert (after.scale > 0).all()
+            weight = after(student.program.get_parameter(f"{layer}.weight"))
+            assert torch.equal(weight[channel], torch.zeros_like(weight[channel]))
+        for record in student.records:
+            assert all(block["final"] <= block["start"] for block in record["blocks"])
+        with torch.no_grad():
+            assert torch.isfinite(student(images.images)).all()
 
 
 def test_rates_follow_what_becomes_of_batch_norm(teacher: Teacher) -> None:

@@ -8,14 +8,14 @@ student computes.
 """
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from emptyset.errors import CaptureError
-from emptyset.graph.operators import is_clip, is_weighted, layer_path, parameter_of
+from emptyset.graph.operators import is_weighted, layer_path
 from emptyset.graph.student import Student
 from emptyset.quantizers.affine import AffineFakeQuantizer
 
@@ -32,15 +32,17 @@ class Block:
         layers: Paths of the convolutions and linears inside, in order.
         quantizers: Names of the quantizers that belong to it; one that two blocks read belongs to
             the earlier.
-        parts: Empty, or, where the stretch has no cut point within more than 12 layers, the single
-            layers to work on one by one (each from the layer's input to its own quantized output).
     """
 
     name: str
     module: fx.GraphModule
     layers: tuple[str, ...]
     quantizers: tuple[str, ...]
-    parts: tuple["Block", ...] = field(default=())
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it has more than 12 layers: too many to work on at once."""
+        return len(self.layers) > LARGEST_BLOCK
 
     def __call__(self, x: Tensor) -> Tensor:
         """Output of the block for its input."""
@@ -48,12 +50,8 @@ class Block:
         return out
 
 
-def find_blocks(student: Student, *, largest: int = LARGEST_BLOCK) -> list[Block]:
-    """The chain of blocks of a student, in order.
-
-    Args:
-        student: A prepared student.
-        largest: Layers in a stretch without a cut point above which it falls back to single layers.
+def find_blocks(student: Student) -> list[Block]:
+    """The chain of blocks of a prepared student, in order.
 
     Raises:
         CaptureError: If a block's shapes cannot be computed from its own input.
@@ -68,10 +66,7 @@ def find_blocks(student: Student, *, largest: int = LARGEST_BLOCK) -> list[Block
         layers = tuple(layer_path(n) for n in flow.order[first : last + 1] if is_weighted(n))
         owned = tuple(n for n in names if n not in claimed)
         claimed |= set(owned)
-        parts: tuple[Block, ...] = ()
-        if len(layers) > largest:
-            parts = tuple(_layer_blocks(flow, first, last))
-        blocks.append(Block(_name(layers), module, layers, owned, parts))
+        blocks.append(Block(_name(layers), module, layers, owned))
     return blocks
 
 
@@ -133,31 +128,6 @@ def _name(layers: tuple[str, ...]) -> str:
     if unit is not None:
         return unit
     return layers[0] if len(layers) == 1 else f"{layers[0]} .. {layers[-1]}"
-
-
-def _layer_blocks(flow: "_Flow", first: int, last: int) -> list[Block]:
-    """Each layer of a stretch by itself: from its input to its quantized output."""
-    found = []
-    claimed: set[str] = set()
-    for node in flow.order[first : last + 1]:
-        if not is_weighted(node):
-            continue
-        source, end = node.args[0], node
-        while isinstance(source, fx.Node) and source.op == "call_module":
-            source = source.args[0]
-        while len(end.users) == 1 and _belongs(next(iter(end.users))):
-            end = next(iter(end.users))
-        assert isinstance(source, fx.Node)
-        module, names = flow.extract(source, end)
-        owned = tuple(n for n in names if n not in claimed)
-        claimed |= set(owned)
-        path = layer_path(node)
-        found.append(Block(path, module, (path,), owned))
-    return found
-
-
-def _belongs(node: fx.Node) -> bool:
-    return node.op == "call_module" or is_clip(node)
 
 
 class _Flow:
@@ -296,14 +266,3 @@ def _is_size(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     return isinstance(node.meta.get("val"), (int, torch.SymInt))
-
-
-def weight_names(block: Block) -> list[str]:
-    """Paths of the weights inside a block."""
-    found = []
-    for node in block.module.graph.nodes:
-        if is_weighted(node):
-            weight = parameter_of(node.args[1])
-            assert weight is not None
-            found.append(str(weight.target))
-    return found

@@ -12,6 +12,7 @@ from emptyset.job.generator_report import generator_pictures_of, measured_genera
 from emptyset.job.held_out import first
 from emptyset.job.image_report import measured_quality, shown_images
 from emptyset.job.image_stages import KnownImages
+from emptyset.job.kept_records import keep_records, restore_records
 from emptyset.job.metrics import collect, file_facts
 from emptyset.job.mixed_precision import decided_overrides, recorded_overrides
 from emptyset.job.source_stages import (
@@ -40,6 +41,7 @@ from emptyset.run_folder import (
     STUDENT,
     Workplace,
 )
+from emptyset.settings import checked_config
 
 if TYPE_CHECKING:
     from emptyset.graph.student import Student
@@ -107,6 +109,7 @@ class Stages:
             source = source_of(self._context)
         if state is not None:
             student.load_state_dict(state)
+            restore_records(student, at.monitor, f"records-{index}")
             if source is not None:
                 restore_trained(source, student, at.monitor)
         else:
@@ -125,6 +128,7 @@ class Stages:
             if source is not None:
                 record_beside(shown, student)
                 keep_trained(source, student, at.monitor)
+            keep_records(student, at.monitor, f"records-{index}")
             at.monitor.keep(key, student.state_dict, final=True)
         if source is not None:
             write_generator(source, at)
@@ -138,7 +142,8 @@ class Stages:
             # It keeps to a limit itself, and what it learns does not depend on it.
             settings.setdefault("memory", memory)
         elif memory is not None and "batch_size" in known:
-            asked = settings.get("batch_size", known["batch_size"].default)
+            made = checked_config(config, settings, where=(section.method,))
+            asked = getattr(made, "images_per_update", made.batch_size)
             settings["batch_size"] = largest_batch(student, memory, at_most=asked)
         return settings
 

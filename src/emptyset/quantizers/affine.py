@@ -145,6 +145,19 @@ class AffineFakeQuantizer(FakeQuantizeBase):
         self._ready = True
 
     @torch.no_grad()
+    def stretch(self, factor: Tensor) -> None:
+        """Multiply the scale; whoever calls multiplies the tensor alike.
+
+        Codes stay, and with them a rounding that was learnt: ``learnt_values`` then gives the
+        weight that it stands for now.
+
+        Args:
+            factor: ``()`` or ``(C,)``, above 0.
+        """
+        assert bool((factor > 0).all())
+        self.scale = self.scale * factor.to(self.scale)
+
+    @torch.no_grad()
     def set_rounding(self, base_codes: Tensor, rounding: Tensor) -> Tensor:
         """Keep a rounding that was learnt for the present grid; gives the weight it stands for.
 
@@ -159,6 +172,14 @@ class AffineFakeQuantizer(FakeQuantizeBase):
         """
         self.base_codes = base_codes.to(self.zero_point, copy=True)
         self.rounding = rounding.to(self.zero_point.device, torch.bool, copy=True)
+        values = self.learnt_values()
+        assert values is not None
+        return values
+
+    def learnt_values(self) -> Tensor | None:
+        """The weight that its learnt rounding stands for; None where none was learnt."""
+        if self.base_codes is None or self.rounding is None:
+            return None
         scale, zero_point = self._broadcast(self.base_codes)
         codes = (self.base_codes + self.rounding + zero_point).clamp(self.quant_min, self.quant_max)
         return (codes - zero_point) * scale

@@ -4,21 +4,12 @@ Four axes lie channels last: rows are then read as the products want them. Whate
 is read is what was written, to the last bit (but for ``half``, which rounds to bfloat16).
 """
 
-import mmap
-import os
-import tempfile
-from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from emptyset.disk import disk_errors
-
-# Mapped pages count as the process's memory until they are given back [bytes].
-_GIVE_BACK_EVERY = 256 << 20
-BYTES_PER_GIGABYTE = 2**30
+from emptyset.graph.room import MappedFile
 
 
 class Rows:
@@ -30,24 +21,16 @@ class Rows:
         stored: The tensor itself, four axes as ``(N, H, W, C)``.
     """
 
-    def __init__(
-        self, shape: tuple[int, ...], place: str, device: torch.device, path: Path | None = None
-    ) -> None:
-        self.shape, self.place, self._device, self._path = shape, place, device, path
+    def __init__(self, shape: tuple[int, ...], place: str, device: torch.device) -> None:
+        self.shape, self.place, self._device = shape, place, device
         physical = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
-        self._map: mmap.mmap | None = None
-        self._touched = 0
-        if path is None:
+        self._file: MappedFile | None = None
+        if place == "disk":
+            self._file = MappedFile(4 * torch.Size(shape).numel())
+            self.stored = self._file.tensor(physical, torch.float32)
+        else:
             dtype = torch.bfloat16 if place == "half" else torch.float32
             self.stored = torch.empty(physical, dtype=dtype, device=device)
-            return
-        size = 4 * torch.Size(shape).numel()
-        with disk_errors(path.parent), path.open("w+b") as stream:
-            # Claimed at once: a full disk must not show as a crash in the middle of a write.
-            _claim(stream.fileno(), size)
-            self._map = mmap.mmap(stream.fileno(), size)
-        values = np.frombuffer(self._map, dtype=np.float32).reshape(physical)
-        self.stored = torch.from_numpy(values)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -60,7 +43,7 @@ class Rows:
     def write(self, start: int, values: Tensor) -> None:
         """Set the rows from ``start`` on; ``values`` in logical shape."""
         self.stored[start : start + len(values)] = _physical(values)
-        self._give_back(values.numel() * 4)
+        self._touched(values.numel())
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows ``start .. stop`` in logical shape, float32, on the device."""
@@ -71,33 +54,18 @@ class Rows:
         return self._ready(self.stored.index_select(0, index.to(self.stored.device)))
 
     def _ready(self, rows: Tensor) -> Tensor:
-        on_disk = self._map is not None
-        # Always a copy of what is mapped: the map may be given back at any time.
-        ready = rows.to(self._device, torch.float32, copy=on_disk)
-        self._give_back(rows.numel() * 4)
+        # Always a copy of what lies in a file: it may be written again at any time.
+        ready = rows.to(self._device, torch.float32, copy=self._file is not None)
+        self._touched(rows.numel())
         return ready
 
-    def _give_back(self, size: int) -> None:
-        """Let the system forget mapped pages; they stay in the file."""
-        self._touched += size
-        if self._map is not None and self._touched >= _GIVE_BACK_EVERY:
-            self._touched = 0
-            if hasattr(mmap, "MADV_DONTNEED"):
-                self._map.madvise(mmap.MADV_DONTNEED)
+    def _touched(self, count: int) -> None:
+        if self._file is not None:
+            self._file.touched(4 * count)
 
     def drop(self) -> None:
         """Let go of everything; the rows are not used any more."""
-        self.stored, self._map = torch.empty(0), None
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-
-def _claim(descriptor: int, size: int) -> None:
-    """Make room in the file, zeros."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, max(size, 1))
-    else:
-        os.ftruncate(descriptor, max(size, 1))
+        self.stored, self._file = torch.empty(0), None
 
 
 def _physical(values: Tensor) -> Tensor:
@@ -109,7 +77,7 @@ def _logical(rows: Tensor) -> Tensor:
 
 
 class CacheRoom:
-    """Hands out room for rows: memory, then half if allowed, then files in a temporary folder.
+    """Hands out room for rows: memory, then half if allowed, then files.
 
     Args:
         limit: Bytes that all rows in memory may take together.
@@ -120,8 +88,7 @@ class CacheRoom:
     def __init__(self, limit: int, *, half: bool, device: torch.device) -> None:
         self._limit, self._half, self._device = limit, half, device
         self._held = 0
-        self._made = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._made: list[Rows] = []
 
     def __enter__(self) -> "CacheRoom":
         return self
@@ -132,14 +99,9 @@ class CacheRoom:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove the files."""
-        if self._folder is not None:
-            self._folder.cleanup()
-
-    @property
-    def folder(self) -> str | None:
-        """Where the files are, once there is one."""
-        return None if self._folder is None else self._folder.name
+        """Let go of all rows, whoever still knows them."""
+        for rows in list(self._made):
+            self.free(rows)
 
     def place_for(self, shape: tuple[int, ...]) -> str:
         """Where rows of this shape would lie now: ``memory``, ``half`` or ``disk``."""
@@ -149,15 +111,14 @@ class CacheRoom:
         return "half" if self._half and self._held + size // 2 <= self._limit else "disk"
 
     def rows(self, shape: tuple[int, ...]) -> Rows:
-        """Room for rows of this shape."""
-        place, path = self.place_for(shape), None
-        if place == "disk":
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="emptyset-")
-            path = Path(self._folder.name) / f"{self._made}.rows"
-        self._made += 1
-        made = Rows(shape, place, self._device, path)
-        if place != "disk":
+        """Room for rows of this shape.
+
+        Raises:
+            RunFolderError: If it must lie in a file, and the disk refuses.
+        """
+        made = Rows(shape, self.place_for(shape), self._device)
+        self._made.append(made)
+        if made.place != "disk":
             self._held += made.nbytes
         return made
 
@@ -165,9 +126,5 @@ class CacheRoom:
         """Give the room back; the rows are not used any more."""
         if rows.place != "disk":
             self._held -= rows.nbytes
+        self._made.remove(rows)
         rows.drop()
-
-
-def gigabytes(size: int) -> str:
-    """``1.25 GB``."""
-    return f"{size / BYTES_PER_GIGABYTE:.2f} GB"

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from emptyset.errors import ImagesError, NotCalibratedError
+from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.blocks import find_blocks
 from emptyset.graph.operators import is_weighted
+from emptyset.graph.room import bytes_held
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
 from emptyset.monitor import Monitor, State
@@ -17,8 +19,14 @@ from emptyset.reconstruction.config import Course
 from emptyset.reconstruction.execution import Execution, Steps, Work, in_half, worth_compiling
 from emptyset.reconstruction.fisher import write_sensitivity
 from emptyset.reconstruction.graph_function import GraphFunction
-from emptyset.reconstruction.memory import cache_limit, measured_sizes
-from emptyset.reconstruction.notes import Told, note_errors, note_images, note_sizes
+from emptyset.reconstruction.memory import cache_limit, measured_sizes, reads_float
+from emptyset.reconstruction.notes import (
+    Told,
+    note_errors,
+    note_images,
+    note_sizes,
+    note_unweighted,
+)
 from emptyset.reconstruction.optimisation import Optimisation
 from emptyset.reconstruction.outcome import Snapshot, install, present_outcome, switched
 from emptyset.reconstruction.passes import forward, require_finite
@@ -62,6 +70,8 @@ def reconstruct(
             f"{course.name}: {len(unset)} quantizers have no range yet (first: '{unset[0]}'). Run "
             "the refiner 'calibrate' on some images first."
         )
+    # So that later raises of weight scales follow from what a unit learns, and from nothing else.
+    keep_biases_in_int32(student)
     if course.search_images:
         search_ranges(student, images, course.search_images, course.config.batch_size)
     told = Chain(student, images, course, seed, monitor).run()
@@ -93,12 +103,13 @@ class Chain:
             kept = [monitor.restore(self._key(index)) for index in range(self._count)]
             return [self._take_over(index, state or {}) for index, state in enumerate(kept)]
         note_images(course.name, self._student, self._images, self._course.config, monitor)
+        note_unweighted(course, self._blocks, self._units, monitor)
         self._functions, self._compiled = self._decide()
         config = course.config
-        held = _bytes_held(self._images)
         limit = cache_limit(
-            self._student, self._sizes, memory=config.memory, batch=self._batch, images=held
-        )
+            self._student, self._sizes, course,
+            memory=config.memory, batch=self._batch, images=bytes_held(self._images),
+        )  # fmt: skip
         note_sizes(course, self._blocks, self._sizes, len(self._images), limit, monitor)
         device = self._student.device
         with CacheRoom(limit, half=config.half_caches, device=device) as room:
@@ -116,24 +127,20 @@ class Chain:
             with self._student.float_mode():
                 forward(block.module, x, y, size)
             require_finite(y, size, f"{course.name}: what block '{block.name}' should give")
-            if not self._reads_float(number) and x is not quantized:
+            needed = reads_float(course, self._sizes[number])
+            if not needed and x is not quantized:
                 room.free(x)
             for unit in self._units[number]:
                 self._one(room, number, unit, x, quantized, y)
+            if needed and x is not quantized:
+                room.free(x)
             following = y
             if course.inputs != "float" and number + 1 < len(self._blocks):
                 following = self._room(room, self._sizes[number].output)
                 with switched(self._student, activations=course.prefix_activations):
                     forward(block.module, quantized, following, size)
-            if self._reads_float(number) and x is not quantized:
-                room.free(x)
             room.free(quantized)
             x, quantized = y, following
-
-    def _reads_float(self, number: int) -> bool:
-        """Whether the block's float inputs are needed after its targets were computed."""
-        by_layer = any(unit.body is not self._blocks[number].module for unit in self._units[number])
-        return by_layer or self._course.inputs != "quantized"
 
     def _one(
         self, room: CacheRoom, number: int, unit: Unit, x: Rows, quantized: Rows, y: Rows
@@ -172,7 +179,11 @@ class Chain:
     def _layer_rows(
         self, room: CacheRoom, made: list[Rows], unit: Unit, x: Rows, quantized: Rows
     ) -> UnitRows:
-        """Inputs and targets of a layer, from those of its block."""
+        """Inputs and targets of a layer, from those of its block.
+
+        What stands before a layer in its block runs again for each one: in a block of n layers n/2
+        of them on average, per image and network. That is little beside thousands of steps.
+        """
         course, size = self._course, self._course.config.batch_size
         lead: Stretch = unit.lead if unit.lead is not None else lambda t: t
         sizes = next(
@@ -222,7 +233,7 @@ class Chain:
             before.restore(student)
             if any(student.quantizers[name].rounding is None for name in unit.weights):
                 install(student, work.learnables.outcome(work.learnables.start))
-        told = Told(unit.name, start, final if kept else start, kept)
+        told = Told(unit.name, start, final if kept else start, kept, work.done)
         if course.steps:
             advance(course.steps)
         monitor.keep(
@@ -298,9 +309,3 @@ def _weights_before_rounding(student: Student) -> dict[str, Tensor]:
         for name, path in weight_paths(student).items()
         if student.quantizers[name].rounding is not None and path in student.originals
     }
-
-
-def _bytes_held(images: Images) -> int:
-    """Bytes of a set of images in memory; 0 for one that is read from a disk."""
-    held = getattr(images, "images", None)
-    return held.numel() * held.element_size() if isinstance(held, Tensor) else 0

@@ -35,8 +35,10 @@ class ReconstructionConfig:
             blocks of at most 4 bits where the hardware multiplies it. Errors are always measured in
             float32.
         memory: What all of this process may take [GB]; cached inputs and targets that do not fit go
-            to temporary files, with the same result.
-        half_caches: Cache in bfloat16 before files are used. Results then differ a little.
+            to files without a name in the folder TMPDIR (else /var/tmp), with the same result. On a
+            GPU they take what is free of its memory.
+        half_caches: Cache in bfloat16 before files are used. Results then differ a little, by how
+            much fits.
     """
 
     steps: int = 20_000
@@ -81,7 +83,7 @@ class Course:
         relative_scales: Scales are learnt as ``start · exp(p)``, so that rates are relative; else
             as ``start + p``, so that rates have the tensor's units.
         scale_gradient_factor: Multiply the gradient of an activation's scale by
-            ``1 / sqrt(elements · largest code)``, as LSQ.
+            ``1 / sqrt(elements · steps above zero)``, as LSQ.
         inputs: What a unit reads while it learns: the student's values, the float network's, or
             each element from either at random.
         prefix_activations: Whether the student's values come from quantized activations.

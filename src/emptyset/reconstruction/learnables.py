@@ -170,7 +170,7 @@ class Learnables:
         return self.tensors[f"{number}.base"] * self.tensors[f"{number}.scale"]
 
     def gradient_factors(self, elements: list[int]) -> Tensor:
-        """LSQ's factor of each element's gradient: ``1 / sqrt(N · largest code)``.
+        """LSQ's factor of each element's gradient: ``1 / sqrt(N · steps above zero)``.
 
         Args:
             elements: N, elements that each quantizer reads in a batch.

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from emptyset.graph.blocks import Block
 from emptyset.graph.memory import bytes_kept
+from emptyset.graph.room import room_left
 from emptyset.graph.student import Student
-from emptyset.reconstruction.caches import BYTES_PER_GIGABYTE
+from emptyset.reconstruction.config import Course
 from emptyset.reconstruction.units import Unit
 
-# Seen with ResNet-18 and ResNet-50 at 224 x 224: Python, torch and a compiler's memory; and how
-# often a step holds what a backward keeps (gradients, layouts, precisions).
-_PROCESS_BYTES = 1 << 30
+# How often a step holds what a backward keeps (gradients, layouts, precisions); seen with ResNet-18
+# and ResNet-50 at 224 x 224.
 _COPIES = 3
 # Originals, V, Adam's averages, codes.
 _COPIES_OF_WEIGHTS = 6
@@ -30,12 +30,16 @@ class UnitSizes:
         output: What it gives.
         activations: Elements of what its activation quantizers read.
         kept: Bytes that a step keeps for its backward.
+        whole: Whether the unit is its block; else it is a layer of it.
+        reads_input: Whether it reads what its block reads.
     """
 
     input: tuple[int, ...]
     output: tuple[int, ...]
     activations: int
     kept: int
+    whole: bool
+    reads_input: bool
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,13 @@ class BlockSizes:
     Attributes:
         input: What the block reads, for one image.
         output: What it gives.
+        kept: Bytes that a backward through all of it keeps.
         units: In order.
     """
 
     input: tuple[int, ...]
     output: tuple[int, ...]
+    kept: int
     units: tuple[UnitSizes, ...]
 
 
@@ -68,9 +74,9 @@ def measured_sizes(
         with torch.no_grad(), student.float_mode():
             x = student.teacher.example(1)
             for block, inside in zip(blocks, units, strict=True):
-                sizes = tuple(_unit_sizes(unit, x, read) for unit in inside)
-                out = block(x)
-                found.append(BlockSizes(tuple(x.shape[1:]), tuple(out.shape[1:]), sizes))
+                sizes = tuple(_unit_sizes(unit, block, x, read) for unit in inside)
+                out, kept = block(x), bytes_kept(block.module.graph)
+                found.append(BlockSizes(tuple(x.shape[1:]), tuple(out.shape[1:]), kept, sizes))
                 x = out
     finally:
         for hook in hooks:
@@ -78,12 +84,52 @@ def measured_sizes(
     return found
 
 
-def _unit_sizes(unit: Unit, x: Tensor, read: list[int]) -> UnitSizes:
+def _unit_sizes(unit: Unit, block: Block, x: Tensor, read: list[int]) -> UnitSizes:
     x = x if unit.lead is None else unit.lead(x)
     read.clear()
     out = unit.body(x)
     kept = bytes_kept(unit.body.graph)
-    return UnitSizes(tuple(x.shape[1:]), tuple(out.shape[1:]), sum(read), kept)
+    shapes = tuple(x.shape[1:]), tuple(out.shape[1:])
+    return UnitSizes(*shapes, sum(read), kept, unit.body is block.module, unit.lead is None)
+
+
+def reads_float(course: Course, block: BlockSizes) -> bool:
+    """Whether a block's float inputs are needed after its targets were computed."""
+    return course.inputs != "quantized" or not all(unit.whole for unit in block.units)
+
+
+def most_held(course: Course, sizes: Sequence[BlockSizes]) -> tuple[int, int]:
+    """Most bytes of one image in all inputs and targets at one moment, float32, and the block.
+
+    The moments are those of the walk in ``chain``, in its order.
+
+    Args:
+        course: What is learnt, from what.
+        sizes: Of all blocks.
+    """
+    moments: list[tuple[int, int]] = []
+    for number, block in enumerate(sizes):
+        first, last = number == 0, number + 1 == len(sizes)
+        # Up to the first block, and where only float inputs are read, both are one.
+        apart = course.inputs != "float" and not first
+        own, target = row_bytes(block.input), row_bytes(block.output)
+        floats = own if apart else 0
+        moments.append((own + floats + target, number))
+        if not reads_float(course, block):
+            floats = 0
+        most = max(_unit_bytes(course, unit) for unit in block.units)
+        moments.append((own + floats + target + most, number))
+        if course.inputs != "float" and not last:
+            moments.append((own + target + row_bytes(block.output), number))
+    return max(moments, key=lambda moment: moment[0])
+
+
+def _unit_bytes(course: Course, unit: UnitSizes) -> int:
+    """Of one image, in what a unit needs beside the rows of its block."""
+    if unit.whole:
+        return row_bytes(unit.output) if course.weighting != "none" else 0
+    copies = 0 if unit.reads_input else 2 if course.inputs == "mixed" else 1
+    return row_bytes(unit.output) + copies * row_bytes(unit.input)
 
 
 def row_bytes(*shapes: tuple[int, ...]) -> int:
@@ -92,18 +138,28 @@ def row_bytes(*shapes: tuple[int, ...]) -> int:
 
 
 def cache_limit(
-    student: Student, sizes: Sequence[BlockSizes], *, memory: float, batch: int, images: int
+    student: Student,
+    sizes: Sequence[BlockSizes],
+    course: Course,
+    *,
+    memory: float,
+    batch: int,
+    images: int,
 ) -> int:
-    """Bytes that caches in memory may take: what the rest of the process leaves, at least 0.
+    """Bytes that caches in memory may take: what everything else leaves, at least 0.
 
     Args:
         student: Its weights are held several times.
         sizes: Of all blocks.
+        course: What is learnt, by which rule.
         memory: For all of the process [GB].
         batch: Images in one step.
         images: Bytes of the images that the caller holds.
     """
     weights = sum(p.numel() * p.element_size() for p in student.program.parameters())
     step = max(unit.kept for block in sizes for unit in block.units)
-    rest = _PROCESS_BYTES + images + _COPIES_OF_WEIGHTS * weights + _COPIES * batch * step
-    return max(0, int(memory * BYTES_PER_GIGABYTE) - rest)
+    if course.weighting != "none":
+        # Sensitivities go back through everything behind a block.
+        step = max(step, sum(block.kept for block in sizes[1:]))
+    working = _COPIES_OF_WEIGHTS * weights + _COPIES * batch * step
+    return room_left(student.device, memory, images=images, working=working)

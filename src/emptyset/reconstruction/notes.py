@@ -3,17 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from emptyset.graph.blocks import Block
+from emptyset.graph.room import gigabytes
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
 from emptyset.monitor import Monitor, State
-from emptyset.reconstruction.caches import gigabytes
 from emptyset.reconstruction.config import Course, ReconstructionConfig
-from emptyset.reconstruction.memory import BlockSizes, row_bytes
-from emptyset.reconstruction.units import read_twice
+from emptyset.reconstruction.memory import BlockSizes, most_held
+from emptyset.reconstruction.units import Unit, read_twice
 
 
 @dataclass(frozen=True)
@@ -25,23 +26,31 @@ class Told:
         start: Error before, every weight as it was rounded then [output units squared].
         final: Error after; never above ``start``.
         kept: Whether what was learnt was kept; else the unit is as it was before.
+        steps: Optimizer steps that were done; fewer than planned where it stopped early.
     """
 
     name: str
     start: float
     final: float
     kept: bool
+    steps: int
 
     def state(self) -> State:
         """To keep with the unit."""
-        values = torch.tensor([self.start, self.final, float(self.kept)], dtype=torch.double)
-        return {"errors": values}
+        values = [self.start, self.final, float(self.kept), float(self.steps)]
+        return {"errors": torch.tensor(values, dtype=torch.double)}
 
     @staticmethod
     def of(name: str, state: State) -> "Told":
         """From what was kept."""
-        start, final, kept = state["errors"].tolist()
-        return Told(name, start, final, bool(kept))
+        start, final, kept, steps = state["errors"].tolist()
+        return Told(name, start, final, bool(kept), int(steps))
+
+    def record(self) -> dict[str, Any]:
+        """As JSON data; what is not finite is None."""
+        errors = {"start": self.start, "final": self.final}
+        finite = {name: e if math.isfinite(e) else None for name, e in errors.items()}
+        return {"block": self.name, **finite, "kept": self.kept, "steps": self.steps}
 
 
 def note_images(
@@ -72,6 +81,22 @@ def note_images(
         )
 
 
+def note_unweighted(
+    course: Course, blocks: Sequence[Block], units: Sequence[Sequence[Unit]], monitor: Monitor
+) -> None:
+    """Say in which blocks distances are not weighted though that was asked for."""
+    left = [
+        block.name
+        for block, inside in zip(blocks, units, strict=True)
+        if any(unit.body is not block.module for unit in inside)
+    ]
+    if course.weighting != "none" and left:
+        monitor.note(
+            f"{course.name}: {', '.join(left)} has so many layers that they are learnt one by one; "
+            f"there weighting '{course.weighting}' is not used."
+        )
+
+
 def note_sizes(
     course: Course,
     blocks: Sequence[Block],
@@ -81,24 +106,15 @@ def note_sizes(
     monitor: Monitor,
 ) -> None:
     """Say how much room inputs and targets will take, and where."""
-    needed = []
-    for number, block in enumerate(sizes):
-        copies = [block.input, block.output]
-        if course.inputs != "float" and number > 0:
-            copies.append(block.input if course.inputs == "mixed" else block.output)
-        if course.weighting != "none":
-            copies.append(block.output)
-        parts = [row_bytes(unit.input, unit.input, unit.output) for unit in block.units]
-        extra = max(parts) if len(block.units) > 1 or course.by_layer else 0
-        needed.append(images * (row_bytes(*copies) + extra))
-    most = max(needed)
+    one, number = most_held(course, sizes)
+    most = images * one
     where = "in memory"
     if most > limit:
         halves = "in bfloat16 or " if course.config.half_caches else ""
         where = f"of which {gigabytes(limit)} fit into memory; the rest goes {halves}to files"
     monitor.note(
         f"{course.name}: inputs and targets of {images:,} images take up to {gigabytes(most)} "
-        f"(block {blocks[needed.index(most)].name}), {where}."
+        f"(block {blocks[number].name}), {where}."
     )
 
 

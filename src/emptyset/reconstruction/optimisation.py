@@ -10,7 +10,6 @@ from torch import Tensor
 from emptyset.errors import CollapseError
 from emptyset.graph.student import Student
 from emptyset.monitor import Monitor, State
-from emptyset.reconstruction.caches import Rows
 from emptyset.reconstruction.config import Course
 from emptyset.reconstruction.execution import CHANGED, Steps
 from emptyset.reconstruction.graph_function import GraphFunction
@@ -47,6 +46,7 @@ class Optimisation:
     Attributes:
         learnables: What the flat vector means.
         steps: Steps to be done: none where there is nothing to learn.
+        done: Steps that were done.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Optimisation:
         self._function, self._seed, self._is_compiled = function, seed, is_compiled
         self.learnables = Learnables(student, unit, course, function.quantizers, originals)
         self.steps = course.steps if self.learnables.start.numel() else 0
+        self.done = 0
         self._best = Best()
 
     # Steps -----------------------------------------------------------------------------------
@@ -101,16 +102,16 @@ class Optimisation:
             fused=self._is_compiled or student.device.type != "cpu",
         )  # fmt: skip
         learnt = {name: tensors.named[name] for name in CHANGED}
-        number = self._resume(monitor.restore(key), learnt)
+        self._resume(monitor.restore(key), learnt)
         step = steps.step(tensors.recipe, tensors.named, is_compiled=self._is_compiled)
-        while number < self.steps and not self._stopped():
-            tensors.prepare(number)
+        while self.done < self.steps and not self._stopped():
+            tensors.prepare(self.done)
             step(tensors.named)
-            number += 1
-            if number % course.config.check_every == 0 or number == self.steps:
-                self._check(number, learnt["flat"], before)
-            advance(number)
-            monitor.keep(key, lambda done=number: self._state(done, learnt))  # type: ignore[misc]
+            self.done += 1
+            if self.done % course.config.check_every == 0 or self.done == self.steps:
+                self._check(learnt["flat"], before)
+            advance(self.done)
+            monitor.keep(key, lambda: self._state(learnt))
         before.restore(student)
         flat = learnt["flat"] if self._best.flat is None else self._best.flat
         return flat.detach().clone()
@@ -119,7 +120,7 @@ class Optimisation:
         patience = self._course.config.patience
         return patience > 0 and self._best.since >= patience
 
-    def _check(self, number: int, flat: Tensor, before: Snapshot) -> None:
+    def _check(self, flat: Tensor, before: Snapshot) -> None:
         """Look for NaN and, with ``patience``, at the error after the warm-up."""
         config = self._course.config
         if not bool(torch.isfinite(flat).all()):
@@ -128,10 +129,11 @@ class Optimisation:
                 install(self._student, self.learnables.outcome(self._best.flat))
             raise CollapseError(
                 f"{self._course.name}: block '{self._unit.name}' diverged (NaN or infinity) within "
-                f"{number} steps. The block was put back to its best state, and the blocks before "
-                "it keep what they learnt. Lower the learning rates, or set precision to float32."
+                f"{self.done} steps. The block was put back to its best state, and the blocks "
+                "before it keep what they learnt. Lower the learning rates, or set precision to "
+                "float32."
             )
-        if config.patience == 0 or number < config.warm_up * self.steps:
+        if config.patience == 0 or self.done < config.warm_up * self.steps:
             return
         install(self._student, self.learnables.outcome(flat))
         error = self.error(_CHECKED_IMAGES)
@@ -140,36 +142,33 @@ class Optimisation:
         if error < self._best.error:
             self._best.error, self._best.flat = error, flat.detach().clone()
 
-    def error(self, limit: int | None = None, into: Rows | None = None) -> float:
+    def error(self, limit: int | None = None) -> float:
         """Distance of the student's own outputs of this unit from its targets.
 
         Args:
             limit: At most this many images; None: all.
-            into: Where to write the outputs, or None.
         """
         rows, size = self._rows, self._course.config.batch_size
+        axis = self._unit.channel_axis
         with switched(self._student, activations=self._course.activations):
-            return distance(
-                self._unit.body, rows.x, rows.y, size,
-                axis=self._unit.channel_axis, into=into, limit=limit,
-            )  # fmt: skip
+            return distance(self._unit.body, rows.x, rows.y, size, axis=axis, limit=limit)
 
     # Kept states -----------------------------------------------------------------------------
 
-    def _state(self, done: int, learnt: State) -> State:
+    def _state(self, learnt: State) -> State:
         best = self._best
         return {
             **learnt,
             **({} if best.flat is None else {"best": best.flat}),
-            "done": torch.tensor(done),
+            "done": torch.tensor(self.done),
             "best_error": torch.tensor(best.error, dtype=torch.double),
             "since": torch.tensor(best.since),
         }
 
-    def _resume(self, state: State | None, learnt: State) -> int:
-        """Take over what a killed run had learnt; gives how many steps that were."""
+    def _resume(self, state: State | None, learnt: State) -> None:
+        """Take over what a killed run had learnt."""
         if state is None:
-            return 0
+            return
         for name, value in learnt.items():
             value.copy_(state[name])
         found = state.get("best")
@@ -178,4 +177,4 @@ class Optimisation:
             None if found is None else found.to(self._student.device),
             int(state["since"]),
         )
-        return int(state["done"])
+        self.done = int(state["done"])

@@ -54,42 +54,19 @@ def install(student: Student, outcome: Mapping[str, Tensor]) -> None:
                 outcome[f"{name}|base_codes"], outcome[f"{name}|rounding"]
             )
         )
-    settle_biases(student)
-
-
-@torch.no_grad()
-def settle_biases(student: Student) -> None:
-    """Raise weight scales where a bias would not fit into int32 otherwise (plan `integer`).
-
-    Codes of the channels that were raised are rounded anew; learnt rounding of the others stays.
-    """
-    paths = weight_paths(student)
-    before = {
-        name: (quantizer.scale.clone(), quantizer.base_codes, quantizer.rounding)
-        for name, quantizer in student.quantizers.items()
-        if quantizer.base_codes is not None
-    }
     keep_biases_in_int32(student)
-    for name, (scale, base, rounding) in before.items():
-        quantizer = student.quantizers[name]
-        if quantizer.base_codes is not None or base is None or rounding is None:
-            continue
-        shape = [1] * base.dim()
-        shape[quantizer.axis or 0] = -1
-        weight = attribute(student.program, paths[name])
-        raised = (quantizer.scale != scale).view(shape)
-        nearest = quantizer.codes(weight) - quantizer.zero_point.view(shape)
-        base, rounding = torch.where(raised, nearest, base), rounding & ~raised
-        weight.copy_(quantizer.set_rounding(base, rounding))
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A unit's part of the student at one moment.
+    """What ``install`` may change of the student for a unit, at one moment.
+
+    That is more than the unit: another scale of its output may raise the weight scales of layers
+    that read it (plan `integer`).
 
     Attributes:
-        quantizers: State of each of its quantizers.
-        weights: Values of its weights, by path.
+        quantizers: State of each of these quantizers.
+        weights: Values of their weights, by path.
         originals: Paths of those that had an original.
     """
 
@@ -100,14 +77,16 @@ class Snapshot:
     @staticmethod
     def of(student: Student, unit: Unit) -> "Snapshot":
         """As the student is now."""
-        paths = weight_paths(student)
-        states = {}
-        for name in (*unit.weights, *unit.activations):
+        names = [*unit.weights, *unit.activations]
+        names += [name for name in _raised_by(student, unit) if name not in names]
+        paths, states = weight_paths(student), {}
+        for name in names:
             state = student.quantizers[name].state_dict()
             states[name] = {key: value.clone() for key, value in state.items()}
         weights = {
             paths[name]: attribute(student.program, paths[name]).detach().clone()
-            for name in unit.weights
+            for name in names
+            if name in paths
         }
         return Snapshot(states, weights, frozenset(student.originals) & weights.keys())
 
@@ -120,6 +99,17 @@ class Snapshot:
             attribute(student.program, path).copy_(value)
             if path not in self.originals:
                 student.originals.pop(path, None)
+
+
+def _raised_by(student: Student, unit: Unit) -> list[str]:
+    """Weight quantizers whose scales follow from those of the unit's activations."""
+    if not student.integer_biases:
+        return []
+    return [
+        layer.weight_quantizer
+        for layer in student.layers()
+        if layer.weight_quantizer is not None and layer.input_quantizer in unit.activations
+    ]
 
 
 def present_outcome(student: Student, unit: Unit) -> State:

@@ -48,7 +48,6 @@ def distance(
     size: int,
     *,
     axis: int,
-    into: Rows | None = None,
     limit: int | None = None,
 ) -> float:
     """Squared distance of outputs from targets, summed over channels, mean over all else.
@@ -59,7 +58,6 @@ def distance(
         target: What should come out.
         size: Images at once.
         axis: Channel axis of the output.
-        into: Where to write what does come out, or None.
         limit: At most this many images; None: all.
 
     Returns:
@@ -68,10 +66,7 @@ def distance(
     count = len(source) if limit is None else min(limit, len(source))
     total, positions = 0.0, 1
     for start, stop in parts(count, size):
-        out = stretch(source.read(start, stop))
-        gap = out - target.read(start, stop)
+        gap = stretch(source.read(start, stop)) - target.read(start, stop)
         total += float(gap.square().sum(dtype=torch.double))
         positions = gap[0].numel() // gap.shape[axis]
-        if into is not None:
-            into.write(start, out)
     return total / (count * positions)

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
 from emptyset.ranges.estimator import RangeEstimator
 from emptyset.ranges.lp_norm import LpNorm, LpNormConfig
-from emptyset.reconstruction.outcome import settle_biases, switched
+from emptyset.reconstruction.outcome import switched
 from emptyset.reconstruction.units import INPUT
 
 
@@ -51,7 +52,7 @@ def search_ranges(student: Student, images: Images, count: int, size: int) -> No
             hook.remove()
     for name, quantizer in watched.items():
         quantizer.set_range(*estimators[name].low_high())
-    settle_biases(student)
+    keep_biases_in_int32(student)
 
 
 def _watch(estimator: RangeEstimator) -> Callable[[Any, tuple[Tensor]], None]:

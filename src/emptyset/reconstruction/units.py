@@ -62,7 +62,7 @@ def read_twice(student: Student) -> list[str]:
 
 
 def units_of(student: Student, block: Block, *, by_layer: bool) -> list[Unit]:
-    """The block itself, or its layers in order where asked for or where it is too large.
+    """The block itself, or its layers in order where asked for or where it is too long.
 
     Args:
         student: Whose block it is.
@@ -71,7 +71,7 @@ def units_of(student: Student, block: Block, *, by_layer: bool) -> list[Unit]:
     """
     known = weight_paths(student).keys() - set(read_twice(student))
     owned = set(block.quantizers)
-    if not (by_layer or block.parts):
+    if not (by_layer or block.is_long):
         weights, activations = _learnable(student, block.quantizers, known)
         axis = _channel_axis(block.module)
         return [Unit(block.name, None, block.module, weights, activations, axis)]

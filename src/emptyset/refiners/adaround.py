@@ -8,6 +8,8 @@ Needs: images (1,024 in the paper); calibrated ranges, set here where there are 
 Differs from source:
     * Weights only, as published: activations keep the ranges of calibration. A layer reads what the
       quantized layers before it give, and its own activations are not quantized while it learns.
+    * What a layer reads is computed from what its block reads, so the layers before it in its block
+      run again for it.
     * β falls in a line (released code of BRECQ and QDrop), not in AIMET's cosine.
 """
 

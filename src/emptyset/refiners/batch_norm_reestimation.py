@@ -9,8 +9,8 @@ Idea: a BatchNorm that saw the quantized network would make its output as wide a
         r = σ_float / σ_quantized
         weight scale ← r · scale     bias ← r (bias - μ_quantized) + μ_float
 
-    The factor goes into the weight and its scale alike, so no code changes. Layer after layer, each
-    behind the corrected ones.
+    The factor goes into the weight and its scale alike, so no code changes, and rounding that was
+    learnt stays. Layer after layer, each behind the corrected ones.
 Needs: a calibrated student with BatchNorm folded, and images.
 Differs from source: nothing known.
 """
@@ -23,20 +23,19 @@ from torch import Tensor, fx
 from emptyset.errors import ImagesError, UnsupportedModelError
 from emptyset.graph.activation_statistics import layer_statistics
 from emptyset.graph.bias_range import keep_biases_in_int32
-from emptyset.graph.channel_chains import bias_of, scale_rows, weight_of
-from emptyset.graph.edits import quantizer_of
+from emptyset.graph.channel_chains import bias_of
 from emptyset.graph.layer_moments import Moments, float_moments, quantized_moments_in_turn
-from emptyset.graph.operators import layer_path, parameter_of
+from emptyset.graph.operators import layer_path
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor
 from emptyset.refiners.folded_students import (
     add_to_bias,
     corrected_layers,
-    few_images,
-    keep_original,
+    images_in_room,
     require_folded,
     require_ranges,
+    scale_outputs,
 )
 from emptyset.registry import refiners
 
@@ -53,8 +52,12 @@ class BatchNormReestimationConfig:
         blend: Share of the way from what is measured to what the float network has: 1 goes all the
             way; less where the images are fewer than 256.
         largest_factor: No channel is made wider or narrower by more than this factor. Ours.
-        most_images: Images that are used, at most. Ours.
-        batch_size: Images in one forward. Ours.
+        most_images: Images that are used, at most; a few activations of all of them are held at
+            once (256 for a ResNet-50: some 1.5 GB). Ours.
+        batch_size: Images in one forward; fewer where that does not fit into memory. Ours.
+        memory: What all of this process may take [GB]; activations that do not fit go to files
+            without a name in the folder TMPDIR (else /var/tmp), with the same result. On a GPU
+            they take what is free of its memory.
     """
 
     layers: str = "batch_norm"
@@ -62,6 +65,7 @@ class BatchNormReestimationConfig:
     largest_factor: float = 2.0
     most_images: int = 256
     batch_size: int = 64
+    memory: float = 8.0
 
     def __post_init__(self) -> None:
         if self.layers not in LAYERS:
@@ -73,6 +77,8 @@ class BatchNormReestimationConfig:
         for name in ("most_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
+        if not self.memory > 0:
+            raise ValueError(f"memory must be above 0. Got {self.memory}.")
 
     @classmethod
     def smallest(cls) -> "BatchNormReestimationConfig":
@@ -115,10 +121,13 @@ class BatchNormReestimation:
         if len(images) == 0:
             raise ImagesError(f"{KEY}: there are no images. Give at least one batch.")
         layers = self._layers(student)
-        batches = few_images(images, self.config.most_images, self.config.batch_size)
-        wanted = float_moments(student, layers, batches)
+        config = self.config
+        shown = images_in_room(
+            student, images, config.most_images, config.batch_size, config.memory
+        )
+        wanted = float_moments(student, layers, shown.batches)
         kept = dict(monitor.restore(KEY) or {})
-        in_turn = quantized_moments_in_turn(student, layers, batches)
+        in_turn = quantized_moments_in_turn(student, layers, shown.batches, limit=shown.limit)
         for done, (layer, found) in enumerate(in_turn, start=1):
             path = layer_path(layer)
             if path not in kept:
@@ -154,14 +163,7 @@ class BatchNormReestimation:
 
 def _correct(student: Student, layer: fx.Node, factor: Tensor, offset: Tensor) -> None:
     """Scale weight and grid alike, then move the bias."""
-    program = student.program
-    weight, bias = weight_of(program, layer), bias_of(program, layer)
-    quantizer, parameter = quantizer_of(program, layer.args[1]), parameter_of(layer.args[1])
-    assert quantizer is not None
-    assert parameter is not None
-    factor = factor.to(weight.device)
-    keep_original(student, str(parameter.target), weight)
-    weight.copy_(scale_rows(weight.double(), layer, factor))
-    quantizer.set_parameters(quantizer.scale * factor.float(), quantizer.zero_point)
-    before = torch.zeros_like(factor) if bias is None else bias.double()
+    scale_outputs(student, layer, factor)
+    bias = bias_of(student.program, layer)
+    before = torch.zeros_like(factor) if bias is None else bias.double().to(factor.device)
     add_to_bias(student, layer, (factor - 1) * before + offset.to(factor))

@@ -28,7 +28,7 @@ from torch import Tensor, fx
 from emptyset.errors import ImagesError
 from emptyset.graph.activation_statistics import activation_statistics
 from emptyset.graph.bias_range import keep_biases_in_int32
-from emptyset.graph.channel_chains import scale_rows, weight_of
+from emptyset.graph.channel_chains import weight_of
 from emptyset.graph.channel_labels import shape_of
 from emptyset.graph.edits import quantizer_of
 from emptyset.graph.layer_moments import float_moments, quantized_moments_in_turn
@@ -40,11 +40,11 @@ from emptyset.ranges.clipped_normal import ClippedNormal
 from emptyset.refiners.folded_students import (
     add_to_bias,
     corrected_layers,
-    few_images,
-    keep_original,
+    images_in_room,
     original_weight,
     require_folded,
     require_ranges,
+    scale_outputs,
 )
 from emptyset.refiners.statistics_as_values import require_batch_norm
 from emptyset.registry import refiners
@@ -61,15 +61,19 @@ class BiasCorrectionConfig:
             ``empirical``: from images, layer after layer.
         weight_norms: Also give every output channel of the weight the norm that it had before
             rounding (ACIQ).
-        most_images: Images that are used, at most; a few activations of all of them are in memory
-            at once (256 for a ResNet-50: some 3 GB). Ours.
-        batch_size: Images in one forward. Ours.
+        most_images: Images that are used, at most; a few activations of all of them are held at
+            once (256 for a ResNet-50: some 1.5 GB). Ours.
+        batch_size: Images in one forward; fewer where that does not fit into memory. Ours.
+        memory: What all of this process may take [GB]; activations that do not fit go to files
+            without a name in the folder TMPDIR (else /var/tmp), with the same result. On a GPU
+            they take what is free of its memory.
     """
 
     statistics: str = "analytic"
     weight_norms: bool = False
     most_images: int = 256
     batch_size: int = 64
+    memory: float = 8.0
 
     def __post_init__(self) -> None:
         if self.statistics not in METHODS:
@@ -79,6 +83,8 @@ class BiasCorrectionConfig:
         for name in ("most_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
+        if not self.memory > 0:
+            raise ValueError(f"memory must be above 0. Got {self.memory}.")
 
     @classmethod
     def smallest(cls) -> "BiasCorrectionConfig":
@@ -156,10 +162,13 @@ class BiasCorrection:
         self, student: Student, layers: list[fx.Node], images: Images, monitor: Monitor
     ) -> None:
         """Layer after layer: what was corrected before is part of what is measured next."""
-        batches = few_images(images, self.config.most_images, self.config.batch_size)
-        wanted = float_moments(student, layers, batches)
+        config = self.config
+        shown = images_in_room(
+            student, images, config.most_images, config.batch_size, config.memory
+        )
+        wanted = float_moments(student, layers, shown.batches)
         kept = dict(monitor.restore("bias_correction") or {})
-        in_turn = quantized_moments_in_turn(student, layers, batches)
+        in_turn = quantized_moments_in_turn(student, layers, shown.batches, limit=shown.limit)
         for done, (layer, found) in enumerate(in_turn, start=1):
             shift = kept.setdefault(layer_path(layer), found.mean - wanted[layer].mean)
             add_to_bias(student, layer, -shift)
@@ -220,9 +229,6 @@ def _match_norms(student: Student, layer: fx.Node) -> None:
     """Scale weight and grid alike: the codes stay, the values have the norm of the original."""
     quantizer = quantizer_of(student.program, layer.args[1])
     assert quantizer is not None
-    weight = weight_of(student.program, layer)
-    original, axis = original_weight(student, layer), weight_axis(layer)
-    ratio = weight_norm_ratio(original, quantizer(weight), axis)
-    keep_original(student, f"{layer_path(layer)}.weight", original)
-    weight.copy_(scale_rows(weight.double(), layer, ratio))
-    quantizer.set_parameters(quantizer.scale * ratio.float(), quantizer.zero_point)
+    original = original_weight(student, layer)
+    rounded = quantizer(weight_of(student.program, layer))
+    scale_outputs(student, layer, weight_norm_ratio(original, rounded, weight_axis(layer)))

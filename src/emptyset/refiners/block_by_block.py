@@ -27,6 +27,10 @@ class BlockByBlock(ABC):
     ) -> None:
         """Learn every block of ``student``, in place; originals are kept for float mode.
 
+        What became of each block is appended to ``student.records``, one entry per walk down the
+        blocks: ``{"refiner": "brecq", "course": "brecq.weights", "blocks": [...]}``, of each block
+        ``{"block", "start", "final", "kept", "steps"}``, errors in output units squared.
+
         Args:
             student: A prepared student; calibrated here where it is not.
             images: A stored set; every block looks at all of them.
@@ -41,4 +45,6 @@ class BlockByBlock(ABC):
             entry = refiners.get("calibrate")
             entry.make(entry.config()).refine(student, images, seed=seed, monitor=monitor)
         for course in self.courses(student):
-            reconstruct(student, images, course, seed=seed, monitor=monitor)
+            told = reconstruct(student, images, course, seed=seed, monitor=monitor)
+            refiner, blocks = course.name.partition(".")[0], [one.record() for one in told]
+            student.records.append({"refiner": refiner, "course": course.name, "blocks": blocks})

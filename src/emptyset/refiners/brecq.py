@@ -8,6 +8,7 @@ Needs: images (1,024 in the paper); calibrated ranges, set here where there are 
 Differs from source:
     * The paper weighs by the Fisher information; the released default is the plain distance, and so
       is ours.
+    * In a block of more than 12 layers these are learnt one by one and not weighted.
     * The stem's and the head's rounding is learnt, too (released: not the stem's).
     * Activation ranges are searched over all of the first images at once, not averaged over
       batches.

@@ -1,17 +1,24 @@
 """What the corrections that need no training ask of a student, and leave behind."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, fx
 
 from emptyset.errors import NotCalibratedError, RecipeError, UnsupportedModelError
-from emptyset.graph.channel_chains import bias_of, owns_its_parameters, weight_of
+from emptyset.graph.channel_chains import bias_of, owns_its_parameters, scale_rows, weight_of
 from emptyset.graph.edits import add_bias, quantizer_of
+from emptyset.graph.memory import bytes_per_image, largest_batch
 from emptyset.graph.operators import argument, one_scale_per_output, parameter_of, weighted_layers
 from emptyset.graph.originals import FIXED
+from emptyset.graph.room import bytes_held, room_left
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
 from emptyset.monitor import Monitor
 from emptyset.registry import refiners
+
+# Their own, originals, quantized ones.
+_COPIES_OF_WEIGHTS = 3
 
 
 def require_folded(student: Student, method: str) -> None:
@@ -92,6 +99,26 @@ def original_weight(student: Student, layer: fx.Node) -> Tensor:
 
 
 @torch.no_grad()
+def scale_outputs(student: Student, layer: fx.Node, factor: Tensor) -> None:
+    """Multiply a layer's weight and its grid alike: codes and learnt rounding stay.
+
+    Args:
+        student: Calibrated; float mode keeps the old weight.
+        layer: Convolution or linear of its program, with a quantized weight.
+        factor: ``(C_out,)``, above 0.
+    """
+    weight = weight_of(student.program, layer)
+    quantizer, parameter = quantizer_of(student.program, layer.args[1]), parameter_of(layer.args[1])
+    assert quantizer is not None
+    assert parameter is not None
+    factor = factor.to(weight.device)
+    keep_original(student, str(parameter.target), weight)
+    quantizer.stretch(factor.float())
+    learnt = quantizer.learnt_values()
+    weight.copy_(scale_rows(weight.double(), layer, factor) if learnt is None else learnt)
+
+
+@torch.no_grad()
 def add_to_bias(student: Student, layer: fx.Node, amount: Tensor) -> None:
     """Change a layer's bias, which it gets where it has none; float mode keeps the old one.
 
@@ -112,12 +139,43 @@ def add_to_bias(student: Student, layer: fx.Node, amount: Tensor) -> None:
     bias.copy_(bias.double() + amount.to(bias.device))
 
 
-def few_images(images: Images, most: int, batch_size: int) -> list[Tensor]:
-    """The first images, in batches held in memory."""
+@dataclass(frozen=True)
+class ImagesInRoom:
+    """The first images of a set, and what there is for activations of all of them.
+
+    Attributes:
+        batches: ``(N, C, H, W)`` each, in memory.
+        limit: Bytes of activations that may be held in memory.
+    """
+
+    batches: list[Tensor]
+    limit: int
+
+
+def images_in_room(
+    student: Student, images: Images, most: int, batch_size: int, memory: float
+) -> ImagesInRoom:
+    """The first images, in batches that go through a student within the memory allowed.
+
+    Args:
+        student: What they will go through.
+        images: A set.
+        most: Images, at most.
+        batch_size: Images in a batch; fewer where a forward would take more than half the memory.
+        memory: For all of the process [GB].
+    """
+    size = largest_batch(student, memory / 2, at_most=batch_size)
     batches, left = [], most
-    for batch in images.batches(batch_size):
+    for batch in images.batches(size):
         batches.append(batch.images[:left])
         left -= len(batch.images)
         if left <= 0:
             break
-    return batches
+    weights = sum(p.numel() * p.element_size() for p in student.program.parameters())
+    limit = room_left(
+        student.device,
+        memory,
+        images=bytes_held(images) or sum(batch.nbytes for batch in batches),
+        working=_COPIES_OF_WEIGHTS * weights + size * bytes_per_image(student),
+    )
+    return ImagesInRoom(batches, limit)

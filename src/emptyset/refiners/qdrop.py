@@ -9,6 +9,9 @@ Differs from source:
     * First ranges come from the refiner `calibrate`, from all its images (released: 256 images for
       activations).
     * λ is 0.01 as for ResNets; released for MobileNetV2: 0.1, for MnasNet: 0.2.
+    * Zero points stay as calibrated (released: learnt beside the scale, rounded).
+    * LSQ's factor of a scale's gradient, ``1 / sqrt(N · Qp)``, takes the steps above zero,
+      ``quant_max − z``, for Qp (released: ``quant_max``); behind a ReLU that is the same.
     * A 1 x 1 weight's or a linear's rounding is learnt as any other's; the stem's too.
 """
 
