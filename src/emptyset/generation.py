@@ -163,6 +163,7 @@ def _chosen(
         seed=seed,
         per_class=per_class,
         below=below,
+        control=choose == "unconfusing",
         batch_size=measurement.batch_size_for(teacher.input.shape),
         monitor=monitor,
     )

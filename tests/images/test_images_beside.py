@@ -220,6 +220,15 @@ def test_classes_that_lack_images_are_counted(teacher: Teacher) -> None:
     assert notes.notes[-1].endswith(f"Of {len(short)} classes there are fewer than wanted.")
 
 
+def test_few_images_may_all_be_confusing(teacher: Teacher) -> None:
+    made = with_real_images(make("gdfq", teacher), real(teacher), teacher, per_class=9)
+    assert made.about["real_images_beside"] == 7
+    with pytest.raises(ImagesError, match="only 0 are left for the control"):
+        with_real_images(
+            make("gdfq", teacher), real(teacher), teacher, choose="unconfusing", per_class=9
+        )
+
+
 @pytest.mark.parametrize("choose", ["confusing", "all"])
 def test_a_label_that_is_no_class_is_refused(teacher: Teacher, choose: str) -> None:
     images = real(teacher)

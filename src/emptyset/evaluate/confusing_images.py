@@ -78,6 +78,7 @@ def confusing_images(
     seed: int,
     per_class: int | None = PER_CLASS,
     below: float | None = BELOW,
+    control: bool = True,
     batch_size: int = 256,
     monitor: Monitor = SILENT,
 ) -> ConfusingImages:
@@ -96,6 +97,7 @@ def confusing_images(
         per_class: Most of one class; None: all that are below.
         below: Confidence below which an image counts; None: the least sure ``per_class``,
             whatever they are.
+        control: Whether to draw the others too; False: there may be too few of them.
         batch_size: Images at a time.
         monitor: Hears of progress.
 
@@ -125,9 +127,9 @@ def confusing_images(
         threshold = confidence[picked[-1]].item() if len(picked) else None
         found.append(ConfusingClass(label, len(own), len(picked), threshold))
         chosen += picked.tolist()
-    control = _control(confidence, chosen, below, seed)
+    others = _control(confidence, chosen, below, seed) if control else ()
     return ConfusingImages(
-        tuple(sorted(chosen)), control, tuple(confidence.tolist()), tuple(found), per_class, below
+        tuple(sorted(chosen)), others, tuple(confidence.tolist()), tuple(found), per_class, below
     )
 
 
