@@ -135,21 +135,32 @@ def measure(cell: cells.Cell) -> dict[str, Any]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cell.seed))
     emptyset.refine(student, ImageSet(images.images[order[:1024]]), seed=cell.seed)
     before = top1(student, test)
-    config = DistillConfig(**recipe.settings(cell.bits))
     folder = folder_of(*(getattr(cell, name) for name in KEY))
+    config = DistillConfig(**recipe.settings(cell.bits))
+    seconds, seen = watched_training(config, student, images, cell.seed, test, folder)
+    return row_of(cell, teacher, student, images, test, before, seen) | {
+        "seconds_training": round(seconds), **said,
+    }  # fmt: skip
+
+
+def watched_training(
+    config: DistillConfig, student: Student, shown: Any, seed: int, test: ImageSet, folder: Path
+) -> tuple[float, dict[str, float]]:
+    """Train a student; what was measured on the way is kept, so a killed run goes on with it.
+
+    Returns:
+        Its seconds, and top-1 [%] by updates made.
+    """
     monitor = Watching(KeepingMonitor(SILENT, folder, print), lambda: top1(student, test))
     history = folder / "epochs.json"
     if history.exists():
         monitor.seen = json.loads(history.read_text(encoding="utf-8"))
     start = time.perf_counter()
     try:
-        Distill(config).refine(student, images, seed=cell.seed, monitor=monitor)
+        Distill(config).refine(student, shown, seed=seed, monitor=monitor)
     finally:
         history.write_text(json.dumps(monitor.seen), encoding="utf-8")
-    seconds = time.perf_counter() - start
-    return row_of(cell, teacher, student, images, test, before, monitor.seen) | {
-        "seconds_training": round(seconds), **said,
-    }  # fmt: skip
+    return time.perf_counter() - start, monitor.seen
 
 
 def row_of(

@@ -12,13 +12,12 @@ confusing, and their thresholds, stand in `results/qimera_confusing_classes_*.js
 
 import argparse
 import json
-import time
 from typing import Any
 
 import qimera_cells as cells
 import shared_networks as shared
 import torch
-from inversion_accuracy import Watching, float_top1_of, folder_of, images_of, top1
+from inversion_accuracy import float_top1_of, folder_of, images_of, top1, watched_training
 from kept_rows import RESULTS, Row, Table, claimed
 
 import emptyset
@@ -26,9 +25,7 @@ from emptyset import generation
 from emptyset.evaluate.class_boundary import class_boundary
 from emptyset.generators.generator_file import save_generator
 from emptyset.images.image_set import ImageSet
-from emptyset.kept_states import KeepingMonitor
-from emptyset.monitor import SILENT
-from emptyset.refiners.distill import Distill, DistillConfig
+from emptyset.refiners.distill import DistillConfig
 from emptyset.teachers.teacher import Teacher
 
 KEY = ("network", "source", "bits", "recipe", "seed")
@@ -61,23 +58,14 @@ def measure(cell: cells.Cell) -> Row:
     if cell.source in cells.BESIDE:
         shown, beside = _with_real(cell, teacher, source)
     config = DistillConfig(**cell.distill_settings())
-    monitor = Watching(KeepingMonitor(SILENT, folder, print), lambda: top1(student, test))
-    history = folder / "epochs.json"
-    if history.exists():
-        monitor.seen = json.loads(history.read_text(encoding="utf-8"))
-    start = time.perf_counter()
-    try:
-        Distill(config).refine(student, shown, seed=cell.seed, monitor=monitor)
-    finally:
-        history.write_text(json.dumps(monitor.seen), encoding="utf-8")
-    seconds = time.perf_counter() - start
+    seconds, seen = watched_training(config, student, shown, cell.seed, test, folder)
     float_top1, last = float_top1_of(teacher, cell.network, test), top1(student, test)
     row = {
         **{name: getattr(cell, name) for name in KEY},
         "protocol": "every_layer" + (", strict" if strict else ""),
         "float_inputs": len(student.float_inputs), "float_top1": round(float_top1, 2),
         "last": round(last, 2), "lost": round(float_top1 - last, 2),
-        "best": round(max([last, *monitor.seen.values()]), 2),
+        "best": round(max([last, *seen.values()]), 2),
         "lessons": cell.distill_settings()["steps"], "batch": config.batch_size,
         "seconds": round(seconds), **beside,
     }  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.fixtures.small_teachers import Dense
 from torch import Tensor, nn
 
 from emptyset.graph.blocks import Block, find_blocks
@@ -162,22 +163,6 @@ def test_a_quantizer_that_two_blocks_read_belongs_to_the_earlier(calibrated) -> 
     shared = layers["stage.1.conv1"].input_quantizer
     assert shared in blocks[1].quantizers
     assert shared not in blocks[2].quantizers
-
-
-class Dense(nn.Module):
-    """Everything is read again at the end: no cut point inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 4, 3, padding=1)
-        self.convs = nn.ModuleList([nn.Conv2d(4 + 2 * i, 2, 3, padding=1) for i in range(4)])
-        self.head = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = [F.relu(self.first(x))]
-        for conv in self.convs:
-            features.append(F.relu(conv(torch.cat(features, 1))))
-        return self.head(torch.cat(features[::-1], 1).mean((2, 3)))
 
 
 def test_a_stretch_without_a_cut_point_is_one_block_and_may_be_long(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.fixtures.small_teachers import Dense
 from torch import Tensor, nn
 
 from emptyset.graph.blocks import find_blocks
@@ -97,22 +98,6 @@ def test_layers_start_where_their_lead_ends_and_end_behind_their_clip(
     owned = [*first.weights, *first.activations, *second.weights, *second.activations]
     assert len(owned) == len(set(owned))
     assert set(owned) <= set(blocks[1].quantizers)
-
-
-class Dense(nn.Module):
-    """Everything is read again at the end: no cut point inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 4, 3, padding=1)
-        self.convs = nn.ModuleList([nn.Conv2d(4 + 2 * i, 2, 3, padding=1) for i in range(4)])
-        self.head = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = [torch.relu(self.first(x))]
-        for conv in self.convs:
-            features.append(torch.relu(conv(torch.cat(features, 1))))
-        return self.head(torch.cat(features[::-1], 1).mean((2, 3)))
 
 
 def test_a_long_stretch_is_worked_on_layer_by_layer(

@@ -3,10 +3,11 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emptyset.errors import UnsupportedModelError
 from emptyset.inversion.recorded_inputs import recorded_inputs
+from emptyset.teachers.last_layer import feature_vectors, outputs_of
 from emptyset.teachers.teacher import Teacher
 
 # Rounding between a layer and the logits, relative to the largest of them: a mean over pixels.
@@ -22,7 +23,7 @@ def class_centres(teacher: Teacher, classes: int) -> Tensor | None:
     """
     # A copy: in training mode a forward would change the statistics that BatchNorm stores.
     module = copy.deepcopy(teacher.module).eval()
-    layers = [layer for layer in module.modules() if _has_rows(layer, classes)]
+    layers = [layer for layer in module.modules() if outputs_of(layer) == classes]
     example = teacher.example(2)
     # Zeros would hide a difference: a network without biases answers them with zeros everywhere.
     noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
@@ -33,32 +34,13 @@ def class_centres(teacher: Teacher, classes: int) -> Tensor | None:
         position, given = recorded[-1]
         last = layers[position]
         # Asked again: what follows may have written over its first answer.
-        answer = _over_places(last(given), last)
+        answer = feature_vectors(last(given), last)
     gap = _ROUNDING * logits.abs().max()
     if answer.shape != logits.shape or not bool(((answer - logits).abs() <= gap).all()):
         return None
     weight = last.weight
     assert isinstance(weight, Tensor)
     return weight.detach().flatten(1)
-
-
-def _has_rows(layer: nn.Module, classes: int) -> bool:
-    """Whether each output of a layer is one product with its input, and there are C."""
-    if isinstance(layer, nn.Linear):
-        return layer.out_features == classes
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.kernel_size == (1, 1)
-        and layer.groups == 1
-        and layer.out_channels == classes
-    )
-
-
-def _over_places(answer: Tensor, layer: nn.Module) -> Tensor:
-    """``(N, C)``: the mean over the pixels of a map, or over tokens."""
-    if isinstance(layer, nn.Conv2d):
-        return answer.flatten(2).mean(dim=2)
-    return answer if answer.dim() == 2 else answer.flatten(1, -2).mean(dim=1)
 
 
 def required_centres(teacher: Teacher, classes: int, width: int | None, method: str) -> Tensor:

@@ -1,12 +1,9 @@
 """What a recipe with a source adds: the source in the student's stage, and its images after it."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from emptyset import generation, pipeline
 from emptyset.disk import fingerprint
@@ -26,7 +23,7 @@ from emptyset.run_folder import GENERATOR, IMAGES, LAST_GOOD, Workplace
 if TYPE_CHECKING:
     from emptyset.graph.student import Student
 
-_STATE, _RECORDS = "trained-source", "records"
+_STATE = "trained-source"
 
 
 def source_of(context: RunContext) -> Any:
@@ -82,20 +79,16 @@ def source_identity(recipe: Recipe) -> list[Any]:
     return found
 
 
-def keep_trained(source: Any, student: "Student", monitor: Monitor) -> None:
-    """Keep the trained source, and what training had to tell, beside the refined student."""
+def keep_trained(source: Any, monitor: Monitor) -> None:
+    """Keep the trained source beside the refined student."""
     monitor.keep(_STATE, source.state, final=True)
-    text = torch.tensor(list(json.dumps(student.records).encode()), dtype=torch.uint8)
-    monitor.keep(_RECORDS, lambda: {"json": text}, final=True)
 
 
-def restore_trained(source: Any, student: "Student", monitor: Monitor) -> None:
+def restore_trained(source: Any, monitor: Monitor) -> None:
     """Take over what ``keep_trained`` kept before a kill."""
-    state, records = monitor.restore(_STATE), monitor.restore(_RECORDS)
+    state = monitor.restore(_STATE)
     assert state is not None
-    assert records is not None
     source.load_state(state)
-    student.records = json.loads(bytes(records["json"].tolist()))
 
 
 def write_generator(source: Any, at: Workplace) -> None:

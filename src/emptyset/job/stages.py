@@ -111,7 +111,7 @@ class Stages:
             student.load_state_dict(state)
             restore_records(student, at.monitor, f"records-{index}")
             if source is not None:
-                restore_trained(source, student, at.monitor)
+                restore_trained(source, at.monitor)
         else:
             shown: Any = None if self._fitted.probes else self._fitted.images
             if source is not None:
@@ -127,7 +127,7 @@ class Stages:
                 )
             if source is not None:
                 record_beside(shown, student)
-                keep_trained(source, student, at.monitor)
+                keep_trained(source, at.monitor)
             keep_records(student, at.monitor, f"records-{index}")
             at.monitor.keep(key, student.state_dict, final=True)
         if source is not None:

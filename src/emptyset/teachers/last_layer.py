@@ -47,7 +47,7 @@ def last_layer(module: nn.Module, example: Tensor) -> str | None:
             handle.remove()
     if not called or not isinstance(logits, Tensor) or logits.dim() != 2:
         return None
-    return called[-1] if _outputs(layers[called[-1]]) == logits.shape[1] else None
+    return called[-1] if outputs_of(layers[called[-1]]) == logits.shape[1] else None
 
 
 def feature_vectors(given: Tensor, layer: nn.Module) -> Tensor:
@@ -66,7 +66,7 @@ def feature_vectors(given: Tensor, layer: nn.Module) -> Tensor:
     return given if given.dim() == 2 else given.flatten(1, -2).mean(dim=1)
 
 
-def _outputs(layer: nn.Module) -> int | None:
+def outputs_of(layer: nn.Module) -> int | None:
     """How many classes a layer can tell apart; None for one whose outputs see more than a place."""
     if isinstance(layer, nn.Linear):
         return layer.out_features
