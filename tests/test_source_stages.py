@@ -1,5 +1,6 @@
 """A run with a source: what diverges keeps its last good student, what is killed goes on."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,12 @@ def test_the_folder_stays_that_runs_and_takes_another_only_when_told(
     with pytest.raises(RunFolderError, match=r"learning_rate: 100000000\.0 there"):
         emptyset.run(recipe("gdfq"), out)
     assert (out / LAST_GOOD).read_bytes() == before
+    taken = tmp_path / "taken"
+    shutil.copytree(out, taken)
+    emptyset.run(recipe("gdfq"), taken, overwrite=True)
+    # Its training did not diverge: the student there was another recipe's.
+    assert (taken / STUDENT).is_file()
+    assert not (taken / LAST_GOOD).exists()
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,12 @@ def _subset(images: "ImageSet | LazyImages", indices: Tensor) -> "ImageSet | Laz
 
 
 def draw_to(
-    folder: Path | str, source: "GeneratorSource", count: int, *, seed: int = 0
+    folder: Path | str,
+    source: "GeneratorSource",
+    count: int,
+    *,
+    seed: int = 0,
+    per_shard: int | None = None,
 ) -> dict[str, Any]:
     """Store images of a trained generator while they are made; memory does not grow with them.
 
@@ -193,16 +198,17 @@ def draw_to(
         source: From ``generator_from``, or one that was trained.
         count: At least 2.
         seed: Of labels and noise.
+        per_shard: Images of one WebDataset shard, ``images-000000.tar`` and on; None: one file.
 
     Returns:
         What the card holds: ``count``, ``shape``, ``units``, ``digest``, ``history``.
 
     Raises:
-        ImagesError: If the count is below 2.
+        ImagesError: If the count is below 2, or ``per_shard`` below 1.
     """
-    from emptyset.images.image_writer import ImageSetWriter
+    from emptyset.images.shard_writer import writer_for
 
-    with ImageSetWriter(Path(folder), count) as writer:
+    with writer_for(Path(folder), count, per_shard=per_shard) as writer:
         for batch in source.draws(count, seed=seed):
             writer.add(batch)
         return writer.finish((source.card() | {"count": count, "draw_seed": seed},))

@@ -189,8 +189,7 @@ def synthesize_to(
         ImagesError: If ``per_shard`` is below 1.
         UnsupportedModelError: See there.
     """
-    from emptyset.images.image_writer import ImageSetWriter
-    from emptyset.images.shard_writer import ShardWriter, write_shards
+    from emptyset.images.shard_writer import write_shards, writer_for
     from emptyset.inversion.synthesizer import InversionSynthesizer
 
     entry = synthesizers.get(method)
@@ -201,12 +200,7 @@ def synthesize_to(
         if per_shard is None:
             return whole.save(place)
         return write_shards(whole, place, per_shard=per_shard)
-    writing: ImageSetWriter | ShardWriter = (
-        ImageSetWriter(place, count)
-        if per_shard is None
-        else ShardWriter(place, count, per_shard=per_shard)
-    )
-    with writing as writer:
+    with writer_for(place, count, per_shard=per_shard) as writer:
         made = maker.synthesize_into(writer.add, teacher, count, seed=seed, monitor=monitor)
         return writer.finish((made,))
 

@@ -113,11 +113,3 @@ def test_shards_hold_what_one_file_would(tmp_path: Path, command: Any) -> None:
     assert command(*arguments, "--out", tmp_path / "shards", "--overwrite").exit_code == 0
     names = sorted(path.name for path in (tmp_path / "shards").iterdir())
     assert names == ["card.json", "images.safetensors"]
-
-
-def test_a_generator_does_not_draw_into_shards(tmp_path: Path, command: Any) -> None:
-    result = command(
-        "synthesize", DIGITS, "--from", tmp_path / "g", "--shards", "3", "--out", tmp_path / "o"
-    )
-    assert result.exit_code == 2
-    assert "--shards: what --from draws" in result.stderr

@@ -83,6 +83,18 @@ def test_more_images_than_it_was_trained_on_and_their_soft_labels(
     assert entry["lessons"] == BATCHES
 
 
+def test_a_generator_draws_into_shards_what_it_draws_into_one_file(
+    draw: Any, files: dict[str, Path], trained: dict[str, Any], tmp_path: Path
+) -> None:
+    result = draw(files["qimera"], "--count", 13, "--seed", 4, "--shards", 6, "--json")
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == ["card.json", *(f"images-00000{number}.tar" for number in range(3))]
+    expected, found = trained["qimera"].drawn(13, seed=4), ImageSet.load(tmp_path / "drawn")
+    assert json.loads(result.stdout)["digest"] == expected.digest() == found.digest()
+    assert torch.equal(found.targets, expected.targets)
+
+
 @pytest.mark.parametrize(("name", "labelled"), [("gdfq", True), ("zaq", False)])
 def test_labels_are_kept_as_the_method_has_them(
     draw: Any, files: dict[str, Path], tmp_path: Path, name: str, labelled: bool

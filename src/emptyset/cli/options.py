@@ -56,7 +56,11 @@ DeviceOption = Annotated[
 ]
 MemoryOption = Annotated[
     float | None,
-    typer.Option("--memory", metavar="GB", help="Memory that forwards may take; batches shrink."),
+    typer.Option(
+        "--memory",
+        metavar="GB",
+        help="Memory that forwards and caches may take; batches shrink, caches spill.",
+    ),
 ]
 CountOption = Annotated[
     int | None, typer.Option("--count", metavar="N", help="Number of images.", show_default=False)

@@ -74,7 +74,7 @@ def synthesize(
 
     section = teacher_section(teacher, model, model_args, input_size, mean, std, weights, classes)
     if generator is not None:
-        refuse_settings(method, settings, shards)
+        refuse_settings(method, settings)
         made_by: dict[str, Any] = {"method": DEFAULT_METHOD, "count": count}
     else:
         made_by = {"method": method or DEFAULT_METHOD, "count": count} | settings_of(settings)
@@ -89,7 +89,7 @@ def synthesize(
         # Seconds of work: nothing to keep on the way.
         with disk_errors(out):
             trained = generation.generator_from(generator, loaded)
-            card = generation.draw_to(out, trained, count, seed=recipe.seed)
+            card = generation.draw_to(out, trained, count, seed=recipe.seed, per_shard=shards)
         show_card(card, out, as_json=as_json)
         return
     inputs = [recipe.hash(), loaded.weights_hash]
@@ -117,19 +117,12 @@ def synthesize(
     show_card(card, out, as_json=as_json)
 
 
-def refuse_settings(
-    method: str | None, settings: list[str] | None, shards: int | None = None
-) -> None:
-    """A trained generator has its settings already, and what it draws goes into one file.
+def refuse_settings(method: str | None, settings: list[str] | None) -> None:
+    """A trained generator has its settings already.
 
     Raises:
-        RecipeError: If a method, a setting or a size of shards is given beside it.
+        RecipeError: If a method or a setting is given beside it.
     """
-    if shards is not None:
-        raise RecipeError(
-            "--shards: what --from draws from a generator is written as one file. Leave --shards "
-            "out."
-        )
     if method is not None or settings:
         given = "--method" if method is not None else "--set"
         raise RecipeError(

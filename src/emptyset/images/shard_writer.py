@@ -13,6 +13,7 @@ from torch import Tensor
 
 from emptyset.errors import ImagesError
 from emptyset.images.image_set import CARD_NAME, Batch, ImageSet, write_card
+from emptyset.images.image_writer import ImageSetWriter
 from emptyset.images.pieces import Pieces
 from emptyset.images.shard_names import KIND, shard_name
 
@@ -123,6 +124,24 @@ class ShardWriter:
         if self._archive is not None:
             self._archive.close()
             self._archive = None
+
+
+def writer_for(
+    folder: Path, count: int, *, per_shard: int | None = None
+) -> ImageSetWriter | ShardWriter:
+    """What stores images while they are made: in one file, or in shards.
+
+    Args:
+        folder: Where files and card go.
+        count: Images that will be given.
+        per_shard: Images of one shard; None: one file.
+
+    Raises:
+        ImagesError: If ``per_shard`` is below 1.
+    """
+    if per_shard is None:
+        return ImageSetWriter(folder, count)
+    return ShardWriter(folder, count, per_shard=per_shard)
 
 
 def write_shards(images: ImageSet, folder: Path, *, per_shard: int = 1000) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from emptyset.report.layer_table import layer_table
 from emptyset.run_folder import (
     CERTIFICATE,
     CONTACT_SHEET,
+    LAST_GOOD,
     METRICS,
     MODEL,
     REJECTED,
@@ -91,6 +92,8 @@ class Stages:
             for index, section in enumerate(recipe.refine):
                 self._refine(student, section, index, at)
             student.save(at.aside / STUDENT)
+            # Of an earlier recipe that diverged in this folder.
+            (context.folder.path / LAST_GOOD).unlink(missing_ok=True)
             self._student = student
             return {"layers": len(student.layers()), "records": student.records}
 
