@@ -182,3 +182,9 @@ def test_an_unknown_method_is_refused_by_name(command: Any) -> None:
     result = command("methods", "intrak")
     assert result.exit_code == 2
     assert "No method is called 'intrak'. Did you mean 'intraq'?" in result.stderr
+
+
+def test_a_name_that_is_a_value_of_a_setting_is_found_there(command: Any) -> None:
+    result = command("methods", "ait")
+    assert result.exit_code == 2
+    assert "'ait'. It is a value of `preset` of the refiner `distill`: `emptyset" in result.stderr

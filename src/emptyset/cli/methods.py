@@ -57,10 +57,23 @@ def _called(name: str, entries: list[Any]) -> list[Any]:
     found = [entry for entry in entries if entry.name == name]
     if not found:
         known = [entry.name for entry in entries]
-        raise UnknownNameError(
-            f"No method is called '{name}'.{nearest(name, known)} `emptyset methods` lists all."
-        )
+        hint = _as_a_setting(name, entries) or nearest(name, known)
+        raise UnknownNameError(f"No method is called '{name}'.{hint} `emptyset methods` lists all.")
     return found
+
+
+def _as_a_setting(name: str, entries: list[Any]) -> str:
+    """Where the name is a value of a method's setting, as AIT is: which, else nothing."""
+    from emptyset.cli.method_text import settings
+
+    for entry in entries:
+        for one in settings(entry.config):
+            if f"``{name}``" in one.meaning:
+                return (
+                    f" It is a value of `{one.name}` of the {entry.kind} `{entry.name}`: "
+                    f"`emptyset methods {entry.name}` tells more."
+                )
+    return ""
 
 
 def _data(entry: Any, *, whole: bool) -> dict[str, Any]:
