@@ -114,10 +114,10 @@ def images_of(
 
 @torch.no_grad()
 def top1(predict: Callable[[Tensor], Tensor], test: ImageSet) -> float:
-    """Share of right answers [%]."""
+    """Share of right answers of a network on ``shared.DEVICE`` [%]."""
     assert test.targets is not None
     pairs = zip(test.images.split(500), test.targets.split(500), strict=True)
-    right = sum(int((predict(x).argmax(1) == y).sum()) for x, y in pairs)
+    right = sum(int((predict(x.to(shared.DEVICE)).argmax(1).cpu() == y).sum()) for x, y in pairs)
     return 100 * right / len(test)
 
 

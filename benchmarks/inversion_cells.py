@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from emptyset.quantizers.bits import Bits
 
 AKA = "cifar10_resnet20_akamaster"
 C10 = "cifar10_resnet20_distiller"
 C100 = "cifar100_resnet20_distiller"
+PQF = "imagenet_resnet18_pqf"
 # No ReLU after their residual additions: without `strict` some inputs would stay in float.
 STRICT = (C10, C100)
 # IntraQ's protocol: 151 epochs of 200 updates of 256 images.
@@ -191,6 +194,13 @@ TABLES = {
             for network in (AKA, C100)
             for bits in ("w4a4", "w5a5")
             for images in (DEFAULTS, ADAM[ADAM_RATE])
+        ),
+        # The poster's network; 224 x 224 pixels are work for a GPU.
+        *(
+            Cell(PQF, images, bits, QUICK)
+            for bits in BITS
+            for images in (DEFAULTS, ADAM[ADAM_RATE])
+            if torch.cuda.is_available()
         ),
     ],
 }

@@ -24,11 +24,11 @@ from typing import Any
 
 import shared_networks as shared
 import torch
+from inversion_accuracy import top1
 from kept_rows import Table
 
 import emptyset
 from emptyset.evaluate.batch_norm_distance import batch_norm_distance
-from emptyset.graph.student import Student
 from emptyset.images.image_set import ImageSet
 from emptyset.inversion.budget import image_iterations, with_steps
 from emptyset.kept_states import KeepingMonitor
@@ -158,14 +158,6 @@ def images_of(cell: Cell, budget: Budget, teacher: Teacher, folder: Path) -> tup
     made.save(folder / "images")
     done.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     return made, seconds
-
-
-@torch.no_grad()
-def top1(student: Student | torch.nn.Module, test: ImageSet) -> float:
-    """Share of right answers [%]."""
-    assert test.targets is not None
-    pairs = zip(test.images.split(500), test.targets.split(500), strict=True)
-    return 100 * sum(int((student(x).argmax(1) == y).sum()) for x, y in pairs) / len(test)
 
 
 @torch.no_grad()

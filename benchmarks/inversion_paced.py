@@ -10,15 +10,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 
 class Turns:
-    """The job's side. Takes the process's standard output for itself; prints go to the errors."""
+    """The job's side. Takes the process's standard output for itself; prints go to the errors.
 
-    def __init__(self) -> None:
+    Args:
+        settle: Waits until what a device was given to do is done.
+    """
+
+    def __init__(self, settle: Callable[[], None] = lambda: None) -> None:
+        self._settle = settle
         self._told = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
         self._left = 0
@@ -33,6 +38,7 @@ class Turns:
         """One step is done; returns when the next may begin."""
         self._left -= 1
         if self._left == 0:
+            self._settle()
             cpu = time.process_time() - self._cpu
             self._tell({"seconds": time.perf_counter() - self._started, "cpu": cpu})
             self._wait()

@@ -67,11 +67,12 @@ def warm_up_of(options: argparse.Namespace) -> int:
 
 def child(options: argparse.Namespace) -> None:
     """One of the jobs."""
-    turns = Turns()
+    turns = Turns(torch.cuda.synchronize if shared.DEVICE.type == "cuda" else lambda: None)
     torch.set_num_threads(options.threads)
     teacher = shared.load(NETWORK)
     if options.child == "plain":
         torch.manual_seed(options.seed)
+        torch.set_default_device(shared.DEVICE)
         network = copy.deepcopy(teacher.module).requires_grad_(True)
         loop = PlainQimera(teacher.module.requires_grad_(True), network, BITS)
         turns.begin()
@@ -105,9 +106,17 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         for name in TITLES
     ]
     load = os.getloadavg()[0]
+    where = "CPU"
+    if shared.DEVICE.type == "cuda":
+        where = torch.cuda.get_device_name()
     run_by_turns(jobs, PIECE * options.batch)
     about = {name: getattr(options, name) for name in SHAPE}
-    about |= {"network": NETWORK, "bits": BITS, "load_average_before": round(load, 2)}
+    about |= {
+        "network": NETWORK,
+        "bits": BITS,
+        "device": where,
+        "load_average_before": round(load, 2),
+    }
     rows = [about | row_of(job, warm_up_of(options)) for job in jobs]
     for row in rows:
         for name, ratio in {
@@ -158,7 +167,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "# Speed of a Qimera iteration",
         "",
         f"`{NETWORK}`, w{BITS}a{BITS}, every layer, batches of {about['batch']}, "
-        f"{about['threads']} threads, torch {about['torch']}, load average before "
+        f"{about.get('device', 'CPU')}, {about['threads']} threads, torch {about['torch']}, load average before "
         f"{about['load_average_before']}. `python benchmarks/qimera_speed.py`: both jobs in "
         "processes of their own, by turns of ten iterations; medians of the turns in which "
         'generator and student learn. "With set-up" counts all of the '

@@ -14,6 +14,8 @@ from emptyset.images.image_set import ImageSet
 from emptyset.teachers.teacher import InputSpec, Teacher, hash_of_weights
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# Where every benchmark computes.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ NETWORKS = {
 
 
 def load(name: str) -> Teacher:
-    """One of the networks, frozen, in eval mode."""
+    """One of the networks, frozen, in eval mode, on ``DEVICE``."""
     sys.path.insert(0, str(SHARED / "weights"))
     try:
         import networks
     finally:
         sys.path.pop(0)
     module = networks.load(str(SHARED / "weights" / f"{name}.safetensors"))
-    module = module.eval().requires_grad_(False)
+    module = module.eval().requires_grad_(False).to(DEVICE)
     about = NETWORKS[name]
     mean, std = (tuple(v / 255 for v in values) for values in (about.mean, about.std))
     spec = InputSpec((3, about.size, about.size), mean, std)
