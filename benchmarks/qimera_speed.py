@@ -167,9 +167,10 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "# Speed of a Qimera iteration",
         "",
         f"`{NETWORK}`, w{BITS}a{BITS}, every layer, batches of {about['batch']}, "
-        f"{about.get('device', 'CPU')}, {about['threads']} threads, torch {about['torch']}, load average before "
-        f"{about['load_average_before']}. `python benchmarks/qimera_speed.py`: both jobs in "
-        "processes of their own, by turns of ten iterations; medians of the turns in which "
+        f"{about.get('device', 'CPU')}, {about['threads']} threads, torch {about['torch']}, "
+        f"load average before {about['load_average_before']}. "
+        "`python benchmarks/qimera_speed.py`: both jobs in processes of their own, by "
+        "turns of ten iterations; medians of the turns in which "
         'generator and student learn. "With set-up" counts all of the '
         f'{about["steps"]} iterations that were run, warm-up and compiling included; "in CPU '
         'time" counts all threads. The goal is 3 times as fast.',
