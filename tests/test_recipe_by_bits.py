@@ -50,9 +50,11 @@ def methods(recipe: Recipe) -> list[str]:
         ("w8a7", "practical_w4a4"),
         ("w8a4", "practical_w4a4"),
         ("w4a4", "practical_w4a4"),
-        ("w3a8", "practical_w2a2"),
-        ("w3a3", "practical_w2a2"),
-        ("w2a4", "practical_w2a2"),
+        ("w3a8", "practical_w3a3"),
+        ("w3a3", "practical_w3a3"),
+        ("w2a4", "practical_w2a4"),
+        ("w2a8", "practical_w2a4"),
+        ("w4a3", "practical_w3a3"),
         ("w2a2", "practical_w2a2"),
     ],
 )
@@ -75,7 +77,7 @@ def test_a_recipe_is_named_after_the_bits_it_is_made_for() -> None:
 
 def test_a_budget_is_met_with_fewer_bits_so_it_gets_their_recipe() -> None:
     assert practical_recipe("w8a8", within_budget=True).name == "practical_w4a8"
-    assert practical_recipe("w3a8", within_budget=True).name == "practical_w2a2"
+    assert practical_recipe("w3a8", within_budget=True).name == "practical_w3a3"
 
 
 def test_a_recipe_can_be_taken_by_its_name_whatever_the_bits() -> None:
