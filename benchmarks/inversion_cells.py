@@ -223,9 +223,9 @@ ABOUT = {
         "divergence is a mean over classes too (GDFQ's form), since summed over them (IntraQ's) it",
         "destroys the CIFAR-10 network within ten updates.",
         "`calibrated_only`: ranges of least Lp error, which `learned` starts from. The published",
-        "recipe starts from the extremes seen, with which a calibrated student of DFFG's images has",
-        "(first 2,000 test images, w5a5, w4a4, w3a3) 90.7, 85.9, 50.5 on CIFAR-10 and 64.1, 40.0, 4.0",
-        "on CIFAR-100: so short a training starts far below and has not caught up.",
+        "recipe starts from the extremes seen, with which a student calibrated on DFFG's images",
+        "has 90.7, 85.9, 50.5 (w5a5, w4a4, w3a3; first 2,000 test images) on CIFAR-10 and 64.1,",
+        "40.0, 4.0 on CIFAR-100: so short a training starts far below and has not caught up.",
         *_COLUMNS,
     ],
     "dffg_sweep": [
