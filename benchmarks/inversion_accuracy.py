@@ -24,6 +24,7 @@ from kept_rows import Table, claimed
 from torch import Tensor
 
 import emptyset
+from emptyset.errors import CollapseError
 from emptyset.evaluate.image_quality import image_quality
 from emptyset.graph.student import Student
 from emptyset.images.image_set import ImageSet
@@ -224,7 +225,11 @@ def main() -> None:
         print(cell.describe(), flush=True)
         if options.list or not claimed(folder_of(*(getattr(cell, name) for name in KEY))):
             continue
-        row = measure(cell)
+        try:
+            row = measure(cell)
+        except CollapseError as fault:
+            print(fault, flush=True)
+            row = {name: getattr(cell, name) for name in KEY} | {"last": "diverged"}
         print(row, flush=True)
         table.write(row)
 

@@ -20,11 +20,12 @@ from emptyset.images.image_set import Batch, ImageSet
 from emptyset.images.image_source import Disagreement, StoredImages
 from emptyset.inversion import compilation
 from emptyset.losses.distillation import distillation_loss
-from emptyset.monitor import SILENT
+from emptyset.monitor import SILENT, SilentMonitor
 from emptyset.quantizers.bits import Bits
 from emptyset.refiners import training
 from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
 from emptyset.refiners.distill import Distill, DistillConfig
+from emptyset.refiners.training import LOOK_EVERY
 from emptyset.refiners.training_parts import pays_to_compile, pays_to_halve
 from emptyset.teachers.teacher import Teacher
 
@@ -249,6 +250,21 @@ def test_a_fault_leaves_the_student_as_it_was(teacher: Teacher, images: ImageSet
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not any(p.requires_grad or p.grad is not None for p in student.program.parameters())
     assert not any(quantizer.trained for quantizer in student.quantizers.values())
+
+
+def test_a_fault_is_found_long_before_the_end(teacher: Teacher, images: ImageSet) -> None:
+    class Counting(SilentMonitor):
+        told = 0
+
+        def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
+            self.told = done
+
+    student, monitor = prepare(teacher, "w3a3"), Counting()
+    Calibrate(CalibrateConfig()).refine(student, images)
+    config = DistillConfig(steps=3 * LOOK_EVERY, learning_rate=1e30, batch_size=2)
+    with pytest.raises(CollapseError, match="Lower learning_rate"):
+        Distill(config).refine(student, images, monitor=monitor)
+    assert monitor.told < LOOK_EVERY
 
 
 class Listening(StoredImages):

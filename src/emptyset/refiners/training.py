@@ -41,6 +41,8 @@ from emptyset.refiners.training_parts import (
 )
 
 KEY = "distill"
+# Batches of stored images between two looks for NaN; beside a source every epoch has one.
+LOOK_EVERY = 50
 WITHOUT_LABELS = (
     "Or train without: cross_entropy 0, and mixing 'none' or one whose name ends in '_images'."
 )
@@ -125,6 +127,8 @@ class Training:
                     self._look_for_fault(number, error)
                     raise
                 number += 1
+                if self._finite is None and number % LOOK_EVERY == 0:
+                    self._check_finite()
                 monitor.advance(KEY, number, total)
                 if number % course.epoch == 0 or number == total:
                     self._end_epoch(number)
