@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import inversion_cells as cells
-import numpy as np
 import practical_networks as networks
 import shared_networks as shared
 import torch
@@ -69,18 +68,6 @@ def teacher_section(network: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def labelled(network: str) -> Path:
-    """All test images as a file that the command reads."""
-    path = WORK / f"{network}-test.npz"
-    if not path.exists():
-        data = np.load(networks.DATA / shared.NETWORKS[network].data / "test.npz")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part.npz")
-        np.savez(aside, images=data["images"], labels=data["labels"])
-        aside.replace(path)
-    return path
-
-
 def compared(network: str, only: list[str]) -> Comparison:
     """What is compared."""
     chosen = [
@@ -97,7 +84,7 @@ def compared(network: str, only: list[str]) -> Comparison:
             "methods": chosen,
             "count": COUNT,
             "budget": {"image_iterations": COUNT * PER_IMAGE},
-            "labelled": str(labelled(network)),
+            "labelled": str(networks.DATA / shared.NETWORKS[network].data / "test.npz"),
             "real": str(networks.real_images(network, COUNT, WORK)),
             "plan": {"name": "every_layer", "bits": BITS},
             "refine": [

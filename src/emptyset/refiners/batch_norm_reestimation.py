@@ -30,6 +30,7 @@ from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor
 from emptyset.refiners.folded_students import (
+    MeasuringConfig,
     add_to_bias,
     corrected_layers,
     images_in_room,
@@ -44,7 +45,7 @@ KEY = "batch_norm_reestimation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchNormReestimationConfig:
+class BatchNormReestimationConfig(MeasuringConfig):
     """Settings of BatchNorm re-estimation.
 
     Attributes:
@@ -52,20 +53,11 @@ class BatchNormReestimationConfig:
         blend: Share of the way from what is measured to what the float network has: 1 goes all the
             way; less where the images are fewer than 256.
         largest_factor: No channel is made wider or narrower by more than this factor. Ours.
-        most_images: Images that are used, at most; a few activations of all of them are held at
-            once (256 for a ResNet-50: some 1.5 GB). Ours.
-        batch_size: Images in one forward; fewer where that does not fit into memory. Ours.
-        memory: What all of this process may take [GB]; activations that do not fit go to files
-            without a name in the folder TMPDIR (else /var/tmp), with the same result. On a GPU
-            they take what is free of its memory.
     """
 
     layers: str = "batch_norm"
     blend: float = 1.0
     largest_factor: float = 2.0
-    most_images: int = 256
-    batch_size: int = 64
-    memory: float = 8.0
 
     def __post_init__(self) -> None:
         if self.layers not in LAYERS:
@@ -74,11 +66,7 @@ class BatchNormReestimationConfig:
             raise ValueError(f"blend must be from 0 to 1. Got {self.blend}.")
         if not self.largest_factor >= 1:
             raise ValueError(f"largest_factor must be at least 1. Got {self.largest_factor}.")
-        for name in ("most_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
-        if not self.memory > 0:
-            raise ValueError(f"memory must be above 0. Got {self.memory}.")
+        MeasuringConfig.__post_init__(self)
 
     @classmethod
     def smallest(cls) -> "BatchNormReestimationConfig":

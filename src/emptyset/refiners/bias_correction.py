@@ -38,6 +38,7 @@ from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor
 from emptyset.ranges.clipped_normal import ClippedNormal
 from emptyset.refiners.folded_students import (
+    MeasuringConfig,
     add_to_bias,
     corrected_layers,
     images_in_room,
@@ -53,7 +54,7 @@ METHODS = ("analytic", "empirical")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BiasCorrectionConfig:
+class BiasCorrectionConfig(MeasuringConfig):
     """Settings of bias correction.
 
     Attributes:
@@ -61,30 +62,17 @@ class BiasCorrectionConfig:
             ``empirical``: from images, layer after layer.
         weight_norms: Also give every output channel of the weight the norm that it had before
             rounding (ACIQ).
-        most_images: Images that are used, at most; a few activations of all of them are held at
-            once (256 for a ResNet-50: some 1.5 GB). Ours.
-        batch_size: Images in one forward; fewer where that does not fit into memory. Ours.
-        memory: What all of this process may take [GB]; activations that do not fit go to files
-            without a name in the folder TMPDIR (else /var/tmp), with the same result. On a GPU
-            they take what is free of its memory.
     """
 
     statistics: str = "analytic"
     weight_norms: bool = False
-    most_images: int = 256
-    batch_size: int = 64
-    memory: float = 8.0
 
     def __post_init__(self) -> None:
         if self.statistics not in METHODS:
             raise ValueError(
                 f"statistics must be one of {', '.join(METHODS)}. Got '{self.statistics}'."
             )
-        for name in ("most_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
-        if not self.memory > 0:
-            raise ValueError(f"memory must be above 0. Got {self.memory}.")
+        MeasuringConfig.__post_init__(self)
 
     @classmethod
     def smallest(cls) -> "BiasCorrectionConfig":

@@ -21,6 +21,31 @@ from emptyset.registry import refiners
 _COPIES_OF_WEIGHTS = 3
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuringConfig:
+    """Settings of corrections that measure a student on images.
+
+    Attributes:
+        most_images: Images that are used, at most; a few activations of all of them are held at
+            once (256 for a ResNet-50: some 1.5 GB). Ours.
+        batch_size: Images in one forward; fewer where that does not fit into memory. Ours.
+        memory: What all of this process may take [GB]; activations that do not fit go to files
+            without a name in the folder TMPDIR (else /var/tmp), with the same result. On a GPU
+            they take what is free of its memory.
+    """
+
+    most_images: int = 256
+    batch_size: int = 64
+    memory: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("most_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
+        if not self.memory > 0:
+            raise ValueError(f"memory must be above 0. Got {self.memory}.")
+
+
 def require_folded(student: Student, method: str) -> None:
     """Refuse a student whose BatchNorms stand apart.
 
