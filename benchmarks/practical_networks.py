@@ -1,6 +1,7 @@
 """The networks of `../shared/weights` as a command line names them, and their images."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -61,8 +62,8 @@ def arguments_of(network: str) -> list[str]:
 
 
 def search_path() -> str:
-    """For ``PYTHONPATH``."""
-    return f"{WEIGHTS}:{HERE}"
+    """For ``PYTHONPATH``; what is there already stays."""
+    return os.pathsep.join([str(WEIGHTS), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @dataclass(frozen=True)
