@@ -58,3 +58,21 @@ def float_files_of_shipped_networks_are_exported_once() -> Iterator[None]:
     exporter.export_float = once
     yield
     exporter.export_float = export
+
+
+@pytest.fixture(autouse=True, scope="session")
+def the_exporter_lists_its_operators_once() -> Iterator[None]:
+    """PyTorch builds this table anew in every export, a quarter of the time of a small network."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    build, built = ONNXRegistry.from_torchlib, {}
+
+    def once(**named: Any) -> ONNXRegistry:
+        key = tuple(named.items())
+        if key not in built:
+            built[key] = build(**named)
+        return built[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(once))
+        yield

@@ -9,6 +9,7 @@ import emptyset
 from emptyset.inversion.config import InversionConfig
 from emptyset.recipe import Recipe, find_recipe
 from emptyset.registry import refiners, synthesizers
+from emptyset.run_folder import LOG
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 # What a whole method of the inversion family says of its student beside preset `published`; the
@@ -30,17 +31,37 @@ def subject(path: Path) -> str:
     return path.stem.rsplit("_", 2)[0]
 
 
-def to_run() -> list[Any]:
+def with_own_file() -> set[Path]:
+    """Recipes of which every plan with every chain of refiners comes once, and every network.
+
+    The file depends on nothing else: who made the images is over when the student is done.
+    """
+    seen, found = set(), set()
+    for path in RECIPES:
+        recipe = Recipe.load(path)
+        chain = tuple(section.method for section in recipe.refine)
+        kind = (recipe.teacher.name, recipe.plan.name, chain)
+        if kind not in seen:
+            seen.add(kind)
+            found.add(path)
+    return found
+
+
+def students_to_make() -> list[Any]:
     """Every recipe; of those that differ in nothing but the plan, one is quick and others slow.
 
-    Which one goes round, so that the quick ones have every plan among them.
+    Which one goes round, so that the quick ones have every plan among them. Those of
+    ``with_own_file`` are made there.
     """
     found = []
     for number, name in enumerate(sorted({subject(path) for path in RECIPES})):
         same = [path for path in RECIPES if subject(path) == name]
-        for position, path in enumerate(same):
-            marks = [] if position == number % len(same) else [pytest.mark.slow]
-            found.append(pytest.param(path, marks=marks, id=path.stem))
+        others = [path for path in same if path not in with_own_file()]
+        for position, path in enumerate(others):
+            quick = len(others) == len(same) and position == number % len(same)
+            found.append(
+                pytest.param(path, marks=[] if quick else [pytest.mark.slow], id=path.stem)
+            )
     return found
 
 
@@ -102,21 +123,51 @@ def test_a_recipe_opens_with_what_it_is_and_how_to_run_it(path: Path) -> None:
     assert "# Needs: " in text
 
 
-@pytest.mark.parametrize("path", to_run())
-def test_a_recipe_finishes_with_the_smallest_settings(path: Path, tmp_path: Path) -> None:
+def smallest(path: Path) -> Recipe:
     recipe = Recipe.load(path)
     changes = ["evaluate.layer_images=2", "evaluate.latency_rounds=1", "device=cpu"]
     if recipe.synthesize is not None:
-        smallest = synthesizers.get(recipe.synthesize.method).config.smallest()
+        least = synthesizers.get(recipe.synthesize.method).config.smallest()
         changes += ["synthesize.count=6"]
-        if hasattr(smallest, "steps"):
-            changes += [f"synthesize.steps={smallest.steps}"]
+        if hasattr(least, "steps"):
+            changes += [f"synthesize.steps={least.steps}"]
     for section in recipe.refine:
-        smallest = refiners.get(section.method).config.smallest()
-        for name in {"steps", "activation_steps", "batch_size"} & set(
-            smallest.__dataclass_fields__
-        ):
-            changes.append(f"refine.{section.method}.{name}={getattr(smallest, name)}")
-    result = emptyset.run(recipe.changed(changes), tmp_path / "r")
+        least = refiners.get(section.method).config.smallest()
+        for name in {"steps", "activation_steps", "batch_size"} & set(least.__dataclass_fields__):
+            changes.append(f"refine.{section.method}.{name}={getattr(least, name)}")
+    return recipe.changed(changes)
+
+
+@pytest.mark.parametrize("path", sorted(with_own_file()), ids=lambda path: path.stem)
+def test_a_recipe_finishes_with_the_smallest_settings(path: Path, tmp_path: Path) -> None:
+    result = emptyset.run(smallest(path), tmp_path / "r")
     assert result.metrics["certificate"]["holds"]
     assert result.report.is_file()
+
+
+class ReachedTheFileError(Exception):
+    """In place of an export."""
+
+
+@pytest.mark.parametrize("path", students_to_make())
+def test_a_recipe_makes_its_student_with_the_smallest_settings(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    students = []
+
+    def reached(student: Any, *_: Any, **__: Any) -> None:
+        students.append(student)
+        raise ReachedTheFileError
+
+    monkeypatch.setattr("emptyset.pipeline.export", reached)
+    recipe = smallest(path)
+    with pytest.raises(ReachedTheFileError):
+        emptyset.run(recipe, tmp_path / "r")
+    assert (str(students[0].bits), students[0].plan) == (recipe.plan.bits, recipe.plan.name)
+    assert "student: finished" in (tmp_path / "r" / LOG).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(set(RECIPES) - with_own_file()), ids=lambda path: path.stem)
+def test_every_other_recipe_finishes_too(path: Path, tmp_path: Path) -> None:
+    assert emptyset.run(smallest(path), tmp_path / "r").metrics["certificate"]["holds"]
