@@ -2,11 +2,14 @@
 
     python benchmarks/inversion_accuracy.py --list
     python benchmarks/inversion_accuracy.py [--table accuracy] [--only TEXT] [--threads 2]
+    python benchmarks/inversion_accuracy.py --table dffg_ablation --clip MODEL
 
 Every row is one student: network, images, bits, recipe, seed. Top-1 [%] of all test images in the
 last epoch comes first; the best of the measured epochs stands beside it and is chosen by nothing.
 Images and trainings are kept in `runs/benchmarks/`, so a killed run goes on where it was; rows that
-the table already has are not measured again. Needs `../shared`.
+the table already has are not measured again. With `--clip` no student is trained: rows that are
+there get the similarity of their kept images in CLIP's embeddings. MODEL is a name on the hub, for
+example `openai/clip-vit-base-patch32`, or a folder. Needs `../shared`.
 """
 
 import argparse
@@ -25,6 +28,7 @@ from torch import Tensor
 
 import emptyset
 from emptyset.errors import CollapseError
+from emptyset.evaluate.clip_similarity import ClipEncoder, clip_similarity
 from emptyset.evaluate.image_quality import image_quality
 from emptyset.graph.student import Student
 from emptyset.images.image_set import ImageSet
@@ -209,6 +213,34 @@ def table_of(name: str) -> Table:
     return Table(f"inversion_{name}", KEY, cells.TITLES[name], cells.ABOUT[name])
 
 
+def add_clip_similarity(table: Table, model: str, only: str) -> None:
+    """Rows whose images are kept get two more columns.
+
+    Args:
+        table: To write to.
+        model: CLIP's name on the hub, or its folder.
+        only: Rows whose images have this text in their name.
+    """
+    encoder = ClipEncoder.load(model, device=shared.DEVICE)
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in table.rows():
+        key = (row["network"], row["images"], row["seed"])
+        kept = (folder_of(*key) / "done.json").exists() or row["images"].startswith("real")
+        if only not in row["images"] or not kept:
+            continue
+        if key not in found:
+            teacher = shared.load(row["network"])
+            images, _ = images_of(row["network"], teacher, row["images"], row["seed"])
+            seen = clip_similarity(images, teacher.input, encoder)
+            found[key] = {
+                "clip": seen.model,
+                "clip_similarity": round(seen.similarity, 3),
+                "clip_similarity_in_class": round(seen.similarity_within_class or 0.0, 3),
+            }
+            print(key, found[key], flush=True)
+        table.write(row | found[key])
+
+
 def main() -> None:
     """Measure the rows that are missing, in the order of the table's cells."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -216,9 +248,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cells whose description holds this text")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--clip", metavar="MODEL", help="only CLIP's similarity of kept images")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     table = table_of(options.table)
+    if options.clip is not None:
+        add_clip_similarity(table, options.clip, options.only)
+        return
     for cell in cells.TABLES[options.table]:
         if options.only not in cell.describe() or table.has(vars(cell)):
             continue
