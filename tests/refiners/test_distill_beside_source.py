@@ -31,6 +31,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qimera, cropped": ("qimera", {}, {**PUBLISHED, "preset": "gdfq", "augmentation": "crop"}),
     "autorecon, gdfq": ("autorecon", {}, {**PUBLISHED, "preset": "gdfq"}),
     "zaq, zaq": ("zaq", {}, {**PUBLISHED, "preset": "zaq", "learning_rate": 1e-3}),
+    "zaq, legacy": (
+        "zaq",
+        {},
+        {**PUBLISHED, "preset": "zaq", "learning_rate": 1e-3, "legacy": True},
+    ),
     "zaq, learned": ("zaq", {}, {"plan": "every_layer"}),
     "qimera on zaq": (
         "qimera",

@@ -29,6 +29,8 @@ from emptyset.graph.operators import (
 ATEN = torch.ops.aten
 # Under this key a node tells mean and deviation of its output, ``(C,)`` each, as BatchNorm knows.
 BATCH_NORM_OUTPUT = "batch_norm_output"
+# Under this key the first step of a frozen BatchNorm tells what its layer would train with.
+MOMENTUM_AND_EPSILON = "momentum_and_epsilon"
 RESHAPES = {"view", "reshape", "flatten", "unflatten", "_unsafe_view", "transpose", "permute"}
 
 
@@ -162,6 +164,9 @@ def freeze(graph_module: fx.GraphModule) -> int:
                 parameter = get_parameter(graph, path + name, shaped, like=node)
                 source = call(graph, target, (source, parameter), node)
                 source.meta["frozen_batch_norm"] = True
+                if name == "frozen_mean":
+                    momentum_and_epsilon = tuple(map(float, node.args[6:8]))
+                    source.meta[MOMENTUM_AND_EPSILON] = momentum_and_epsilon
         source.meta[BATCH_NORM_OUTPUT] = output_statistics(graph_module, node)
         node.replace_all_uses_with(source)
         graph.erase_node(node)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from emptyset.graph.moving_statistics import move_statistics
 from emptyset.graph.operators import is_parameter, is_weighted, name_of
 from emptyset.graph.products import put_products_in
 
@@ -42,6 +43,8 @@ class Tapped:
         program: Of one input.
         nodes: Of its graph.
         products: Precision of convolutions, linears and matrix products; all else is float32.
+        moves_statistics: Whether frozen BatchNorm normalises by the batch and moves what it
+            stored.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class Tapped:
         program: fx.GraphModule,
         nodes: list[fx.Node],
         products: torch.dtype = torch.float32,
+        *,
+        moves_statistics: bool = False,
     ) -> None:
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         output: Any = graph.graph_copy(program.graph, copies)
@@ -56,6 +61,8 @@ class Tapped:
         graph.output((logits, [copies[node] for node in nodes]))
         if products != torch.float32:
             put_products_in(graph, products)
+        if moves_statistics:
+            move_statistics(graph)
         self._module = fx.GraphModule(program, graph)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -30,6 +30,7 @@ class Preset:
         flatness: Weight of the flatness of the logits' difference.
         mixing: How images are mixed.
         inundation: How updates are enlarged until codes change.
+        moves_statistics: Whether the released student's BatchNorm is in training mode.
     """
 
     learned: bool = False
@@ -53,6 +54,7 @@ class Preset:
     flatness: float = 0.0
     mixing: str = "none"
     inundation: str = "none"
+    moves_statistics: bool = False
 
 
 # AdaSG and AdaDFQ on CIFAR: GDFQ's schedule, another loss.
@@ -80,7 +82,7 @@ PRESETS = {
     "zaq": Preset(
         epochs=300, steps=108_000, milestones=(100, 200), batch_size=256, learning_rate=0.1,
         distillation=0.0, cross_entropy=0.0, logit_distance=1.0, relations=1.0, weight_decay=5e-4,
-        nesterov=False, ranges=EXTREMES,
+        nesterov=False, ranges=EXTREMES, moves_statistics=True,
     ),
     # AIT on CIFAR: GDFQ's schedule, divergence only.
     "ait": Preset(
@@ -111,6 +113,7 @@ class Course:
         ranges: ``average`` or ``extremes``; these are tracked always.
         ranges_from: ``images``, or ``gdfq``: the warm-up is over then, see `generator_ranges`.
         milestones: Shares of the steps after which the learning rate falls to a tenth.
+        moves_statistics: Whether the student's BatchNorm is in training mode while it learns.
         epoch: Batches between two looks at how good the student is.
     """
 
@@ -146,6 +149,7 @@ class Course:
     precision: str
     weight_decay: float
     legacy: bool
+    moves_statistics: bool
     epoch: int
     held_out: int
     keep: str

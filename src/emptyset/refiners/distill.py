@@ -42,9 +42,10 @@ Differs from source: with stored images activation ranges come from these (augme
     trained on); ``ranges_from: gdfq`` takes a generator's, as IntraQ and HAST released it. Beside a
     source they are tracked in the last 4 epochs of the warm-up (``legacy``: the first 4 of all), in
     all of it where the source asks the student. Their moving average is corrected once (``legacy``:
-    again at every update, as released). ZAQ's student keeps the teacher's BatchNorm statistics. The
-    last state is the result, never the best on real images; beside a source last and best are
-    recorded, the best by agreement with the teacher on images it does not learn from.
+    again at every update, as released). ZAQ's student keeps the teacher's BatchNorm statistics
+    (``legacy``: its BatchNorm is in training mode while it learns, as released). The last state is
+    the result, never the best on real images; beside a source last and best are recorded, the best
+    by agreement with the teacher on images it does not learn from.
 """
 
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ class DistillConfig:
         weight_decay: Of everything but steps (0 | 1e-4 | 1e-4 | 5e-4; ait: 0).
         legacy: Not learned: activation ranges by the released compounding moving average, in the
             first epochs whatever the warm-up; AIT's search counts a moved zero point as a change of
-            every code.
+            every code; ZAQ's BatchNorm (``batch_norm: frozen``) moves its statistics.
         epoch: Batches between two looks at the student: whether all is finite, and how good it is.
         held_out: Beside a source, images of it to judge on in each look; 0: the best is not sought.
         keep: Which student is the result beside a source, the ``last`` or the ``best``.
@@ -292,6 +293,7 @@ class DistillConfig:
             precision=self.precision,
             weight_decay=_given(self.weight_decay, own.weight_decay),
             legacy=self.legacy,
+            moves_statistics=self.legacy and own.moves_statistics,
             epoch=self.epoch,
             held_out=self.held_out,
             keep=self.keep,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from emptyset.errors import CollapseError, ImagesError
 from emptyset.graph.bias_range import keep_biases_in_int32
+from emptyset.graph.moving_statistics import statistics
 from emptyset.graph.originals import put, trainable
 from emptyset.graph.student import Student
 from emptyset.images.image_set import Batch
@@ -69,12 +70,17 @@ class Training:
             student,
             bodies=course.feature_attention > 0,
             stages=course.relation_positions if stages else None,
+            moves_statistics=course.moves_statistics,
         )
         self._pair: Pair = self._new_pair()
         # What the weights learn with; ranges are tracked in float32, without compiling.
         self._learning_pair = self._pair
         self._taps = stages or course.feature_attention > 0
         self._parameters = trainable(student.program)
+        # All that training changes: kept and put back; the statistics among it are not optimised.
+        self._changed: dict[str, torch.nn.Parameter] = dict(self._parameters)
+        if course.moves_statistics:
+            self._changed |= statistics(student.program)
         self._compiled = self._half = False
         self._inundation: Inundation | None = None
         self._classes = 0
@@ -84,14 +90,14 @@ class Training:
             self._check_labels(source.images.targets)
         self._best = BestStudent(
             student,
-            self._parameters,
+            self._changed,
             self._live,
             held_out=course.held_out,
             seed=seed * 1_000_003 + 2,
             evaluate=evaluate,
         )
         self._finite = (
-            FiniteLosses(student, self._parameters, self._live) if self._live is not None else None
+            FiniteLosses(student, self._changed, self._live) if self._live is not None else None
         )
 
     def _class_count(self) -> int:
@@ -134,7 +140,7 @@ class Training:
                     self._end_epoch(number)
                 monitor.keep(KEY, lambda done=number: self._state(done), final=number == total)  # type: ignore[misc]
             if course.keep == "best" and self._best.best is not None:
-                put_back(self._student, self._parameters, self._best.best)
+                put_back(self._student, self._changed, self._best.best)
 
     def _decide_execution(self, kept: State | None, monitor: Monitor) -> None:
         """Once: compiled and eager code, bfloat16 and float32 differ, a resumed run must not."""
@@ -155,7 +161,7 @@ class Training:
     def _learning(self) -> Iterator[None]:
         """Inside, parameters take gradients; a fault leaves the student as it was, or was good."""
         student = self._student
-        before = {path: p.detach().clone() for path, p in self._parameters.items()}
+        before = {path: p.detach().clone() for path, p in self._changed.items()}
         ranges = {name: q.state_dict() for name, q in student.quantizers.items()}
         ranges = {n: {k: v.clone() for k, v in state.items()} for n, state in ranges.items()}
         try:
@@ -173,7 +179,7 @@ class Training:
                 student.originals = before | student.originals
                 keep_biases_in_int32(student)
                 raise
-            put(self._parameters, before)
+            put(self._changed, before)
             for name, quantizer in student.quantizers.items():
                 quantizer.load_state_dict(ranges[name])
             raise
@@ -337,7 +343,7 @@ class Training:
 
     def _check_finite(self) -> None:
         scales = [quantizer.scale for quantizer in self._student.quantizers.values()]
-        for values in (*self._parameters.values(), *scales):
+        for values in (*self._changed.values(), *scales):
             if not bool(torch.isfinite(values).all()):
                 raise CollapseError(
                     "distill: training diverged (NaN or infinity), so the student was left as it "
@@ -345,7 +351,7 @@ class Training:
                 )
 
     def _state(self, done: int) -> State:
-        state = {f"parameter|{path}": p.detach() for path, p in self._parameters.items()}
+        state = {f"parameter|{path}": p.detach() for path, p in self._changed.items()}
         state |= self._learners.state()
         for index, values in self._optimizer.state_dict()["state"].items():
             state |= {f"optimizer|{index}|{key}": v for key, v in values.items() if v is not None}
@@ -360,7 +366,7 @@ class Training:
         """Take over what a killed run had learnt; gives how many batches that were."""
         if state is None:
             return self._course.first
-        put(self._parameters, _part(state, "parameter|"))
+        put(self._changed, _part(state, "parameter|"))
         self._learners.load_state(state)
         kept: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(state, "optimizer|").items():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emptyset.errors import ImagesError, UnsupportedModelError
+from emptyset.errors import ImagesError, RecipeError, UnsupportedModelError
 from emptyset.graph.originals import put
 from emptyset.graph.residual_bodies import Tapped, residual_bodies
 from emptyset.graph.stage_outputs import stage_outputs
@@ -183,7 +183,12 @@ def pays_to_halve(student: Student, precision: str) -> bool:
 
 
 def pair_of(
-    student: Student, *, bodies: bool, stages: int | None = None, half: bool = False
+    student: Student,
+    *,
+    bodies: bool,
+    stages: int | None = None,
+    moves_statistics: bool = False,
+    half: bool = False,
 ) -> Pair:
     """The student and its teacher.
 
@@ -192,21 +197,32 @@ def pair_of(
         bodies: Whether both give the bodies of their residual units as features.
         stages: Whether both also give the outputs of their stages, and the most pixels that the map
             of one may have; None: they do not.
+        moves_statistics: Whether the student's frozen BatchNorm normalises by the batch, and moves
+            what is stored; the teacher's never does.
         half: Whether products are in bfloat16; quantizers, BatchNorm and all else never are.
 
     Raises:
         UnsupportedModelError: If features are asked for and the network has none.
+        RecipeError: If statistics are to move that were folded into weights.
     """
+    if moves_statistics and student.batch_norm == "fold" and student.teacher.stored_batch_norms():
+        raise RecipeError(
+            "distill: legacy of preset 'zaq' moves BatchNorm statistics, and this student's are "
+            "folded into its weights. Prepare it with batch_norm 'frozen' (plans every_layer and "
+            "edges_8bit), or leave legacy out."
+        )
+    products = torch.bfloat16 if half else torch.float32
     if not bodies and stages is None:
         module, kind = student.teacher.module, student.device.type
-        if not half:
+        if not half and not moves_statistics:
             return Pair(lambda x: (student(x), []), lambda x: (module(x), []))
 
         def halved_teacher(images_NCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-            with torch.autocast(kind, torch.bfloat16):
+            with torch.autocast(kind, torch.bfloat16, enabled=half):
                 return module(images_NCHW).float(), []
 
-        return Pair(Tapped(student.program, [], torch.bfloat16), halved_teacher)
+        learning = Tapped(student.program, [], products, moves_statistics=moves_statistics)
+        return Pair(learning, halved_teacher)
     units = residual_bodies(student.program) if bodies else []
     if bodies and not units:
         raise UnsupportedModelError(
@@ -227,9 +243,8 @@ def pair_of(
         quantizer.enabled = False
     by_name = {node.name: node for node in reference.program.graph.nodes}
     tapped = [*units, *ends]
-    products = torch.bfloat16 if half else torch.float32
     return Pair(
-        Tapped(student.program, tapped, products),
+        Tapped(student.program, tapped, products, moves_statistics=moves_statistics),
         Tapped(reference.program, [by_name[node.name] for node in tapped], products),
         len(units),
     )

@@ -7,7 +7,8 @@ Idea: an adversarial game. For five batches the student learns to say what the t
     not. Train the student with the preset ``zaq`` of the refiner `distill`.
 Needs: teacher and student, stages with feature maps. No BatchNorm statistics, no labels.
 Differs from source: the student's BatchNorm keeps the teacher's statistics (there it is in training
-    mode and drifts to the made images). Code for ImageNet was not released.
+    mode and drifts to the made images: setting ``legacy`` of the refiner). Code for ImageNet was
+    not released.
 """
 
 from dataclasses import asdict, dataclass
@@ -58,15 +59,6 @@ class ZaqConfig(AdversarialGeneratorConfig):
     def smallest(cls) -> "ZaqConfig":
         """Settings that finish in a blink; the contract tests run these."""
         return cls(latent=6, widths=(5, 4), student_steps=2)
-
-
-# Not built: `legacy`, the released student whose BatchNorm trains. It belongs to the refiner, not
-# here, and takes four things, so it is no small switch. (1) The steps that `graph/batch_norm.py:
-# freeze` writes would normalise by the batch where the student learns, and move `frozen_mean` and
-# `frozen_inverse_std` as torch moves running statistics; both are constants of the graph today
-# (`FIXED` in `graph/originals.py`). (2) These two would join what is kept for a killed run, for the
-# best and the last good student. (3) Float mode would put the teacher's back, as it does weights.
-# (4) Everything else (ranges, the generator's lesson, judging, export) would read what was stored.
 
 
 @sources.register(
