@@ -31,6 +31,8 @@ def test_the_table_tells_what_a_practical_recipe_does(recipe: object) -> None:
     if images != "the same":
         assert f"{chosen.synthesize['count']:,} of `{chosen.synthesize['method']}`" in images
         assert f"{chosen.synthesize['steps']} steps" in images
+        if "snapshots" in chosen.synthesize:
+            assert f"{chosen.synthesize['snapshots']} of each one" in images
     assert re.findall(r"`(\w+)`", refine) == [section["method"] for section in chosen.refine]
     if "steps" in chosen.refine[-1]:
         assert f"{chosen.refine[-1]['steps']:,}" in refine
