@@ -47,16 +47,19 @@ def with_own_file() -> set[Path]:
     return found
 
 
+WITH_OWN_FILE = with_own_file()
+
+
 def students_to_make() -> list[Any]:
     """Every recipe; of those that differ in nothing but the plan, one is quick and others slow.
 
     Which one goes round, so that the quick ones have every plan among them. Those of
-    ``with_own_file`` are made there.
+    ``WITH_OWN_FILE`` are made there.
     """
     found = []
     for number, name in enumerate(sorted({subject(path) for path in RECIPES})):
         same = [path for path in RECIPES if subject(path) == name]
-        others = [path for path in same if path not in with_own_file()]
+        others = [path for path in same if path not in WITH_OWN_FILE]
         for position, path in enumerate(others):
             quick = len(others) == len(same) and position == number % len(same)
             found.append(
@@ -138,7 +141,7 @@ def smallest(path: Path) -> Recipe:
     return recipe.changed(changes)
 
 
-@pytest.mark.parametrize("path", sorted(with_own_file()), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(WITH_OWN_FILE), ids=lambda path: path.stem)
 def test_a_recipe_finishes_with_the_smallest_settings(path: Path, tmp_path: Path) -> None:
     result = emptyset.run(smallest(path), tmp_path / "r")
     assert result.metrics["certificate"]["holds"]
@@ -168,6 +171,6 @@ def test_a_recipe_makes_its_student_with_the_smallest_settings(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", sorted(set(RECIPES) - with_own_file()), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(set(RECIPES) - WITH_OWN_FILE), ids=lambda path: path.stem)
 def test_every_other_recipe_finishes_too(path: Path, tmp_path: Path) -> None:
     assert emptyset.run(smallest(path), tmp_path / "r").metrics["certificate"]["holds"]

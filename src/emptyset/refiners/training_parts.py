@@ -217,12 +217,12 @@ def pair_of(
         if not half and not moves_statistics:
             return Pair(lambda x: (student(x), []), lambda x: (module(x), []))
 
-        def halved_teacher(images_NCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        def teacher_as_precise(images_NCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
             with torch.autocast(kind, torch.bfloat16, enabled=half):
                 return module(images_NCHW).float(), []
 
         learning = Tapped(student.program, [], products, moves_statistics=moves_statistics)
-        return Pair(learning, halved_teacher)
+        return Pair(learning, teacher_as_precise)
     units = residual_bodies(student.program) if bodies else []
     if bodies and not units:
         raise UnsupportedModelError(
