@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,27 @@ def test_equalization_is_for_networks_with_depthwise_convolutions() -> None:
     for network in (SMALL, None):
         found = practical_choice(practical_recipe("w8a8"), network).data["refine"]
         assert [section["method"] for section in found] == ["calibrate", "bias_correction"]
+
+
+@pytest.mark.parametrize(
+    ("network", "stored", "statistics"),
+    [
+        (SMALL, False, "analytic"),
+        (HUGE, False, "analytic"),
+        (None, False, "analytic"),
+        (SMALL, True, "empirical"),
+        (None, True, "empirical"),
+        (replace(SMALL, batch_norm=False), True, "empirical"),
+        # Noise, which needs no BatchNorm.
+        (replace(SMALL, batch_norm=False), False, "empirical"),
+    ],
+)
+def test_means_come_from_batch_norm_where_images_do(
+    network: NetworkCost | None, stored: bool, statistics: str
+) -> None:
+    found = practical_choice(practical_recipe("w8a8"), network, stored=stored).data["refine"]
+    corrections = [section for section in found if section["method"] == "bias_correction"]
+    assert corrections == [{"method": "bias_correction", "statistics": statistics}]
 
 
 def test_the_file_is_not_changed_by_what_is_made_of_it() -> None:
@@ -244,6 +266,12 @@ def test_options_come_on_top_of_the_choice() -> None:
     assert noise.synthesize is not None
     assert (noise.synthesize.method, noise.synthesize.settings()) == ("noise", {})
     assert methods(noise) == ["genie", "distill"]
+
+
+def test_a_file_of_images_counts_as_stored_and_a_method_does_not() -> None:
+    for images, expected in ((str(train_images_path()), "empirical"), ("noise", "analytic")):
+        recipe, _ = chosen_recipe({"name": DIGITS}, bits="w8a8", images=images)
+        assert recipe.refine[-1].settings() == {"statistics": expected}
 
 
 def test_real_images_are_as_many_as_made_ones_would_be() -> None:

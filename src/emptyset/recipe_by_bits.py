@@ -140,6 +140,7 @@ def practical_choice(
     network: "NetworkCost | None" = None,
     *,
     made: bool = True,
+    stored: bool = False,
     count: int | None = None,
 ) -> Choice:
     """The recipe's sections, cut to what the network costs.
@@ -149,12 +150,17 @@ def practical_choice(
         network: What an image costs, and what is in the network; None: not known, nothing is cut
             and what is for some networks only is left out.
         made: Whether the run makes its images itself by ``recipe.synthesize``.
+        stored: Whether its images come from a file or folder.
         count: The number of images where the user said it; it is not cut then.
     """
+    told_by_batch_norm = not stored and (network is None or network.batch_norm)
+    kinds = {"made_images" if told_by_batch_norm else "other_images"}
+    if network is not None and network.depthwise:
+        kinds.add("depthwise")
     refine = [
         {key: value for key, value in section.items() if key != "only_for"}
         for section in recipe.refine
-        if _is_for(section.get("only_for"), network)
+        if section.get("only_for") in (None, *kinds)
     ]
     images = copy.deepcopy(recipe.synthesize)
     if count is not None:
@@ -221,11 +227,6 @@ def reason(bits: str, data: Mapping[str, Any], choice: Choice) -> str:
 def _file() -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     return data
-
-
-def _is_for(networks: str | None, network: "NetworkCost | None") -> bool:
-    """Whether a refiner is meant for a network; of one kind only: ``depthwise``."""
-    return networks is None or (network is not None and bool(getattr(network, networks)))
 
 
 def _settings(section: Mapping[str, Any], *own: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def test_convolutions_and_linears_are_counted_by_their_shapes() -> None:
     assert found.products == 6 * 28 * 45 + 4 * 28 * 3 + 5 * 112
     assert found.device == "cpu"
     assert not found.depthwise
+    assert not found.batch_norm
 
 
 def test_a_convolution_of_every_channel_by_itself_is_depthwise() -> None:
@@ -74,6 +75,8 @@ def test_both_products_of_attention_are_counted() -> None:
 def test_the_shipped_networks_are_told_apart() -> None:
     deep, light = (cost_of(emptyset.load(f"embedded:digits-{n}")) for n in ("resnet", "mobilenet"))
     assert light.depthwise
+    assert deep.batch_norm
+    assert light.batch_norm
     assert not deep.depthwise
     assert light.products < deep.products
     assert light.values > deep.values

@@ -144,7 +144,8 @@ def _practical_data(
     if given.images == NONE:
         return {"images": NONE, "plan": plan, "refine": _without_images()}, None
     own = given.images in (None, recipe.synthesize["method"])
-    choice = practical_choice(recipe, network, made=own, count=given.count)
+    stored = given.images is not None and _is_path(given.images)
+    choice = practical_choice(recipe, network, made=own, stored=stored, count=given.count)
     data = {"synthesize": choice.data["synthesize"], "plan": plan, "refine": choice.data["refine"]}
     if given.images is not None:
         _set_images(data, given.images)
@@ -174,15 +175,18 @@ def _set_images(data: dict[str, Any], images: str) -> None:
         if data.get("refine") == [{"method": "calibrate"}]:
             data["refine"] = _without_images()
         return
-    path = Path(images)
-    looks_like_path = path.exists() or len(path.parts) > 1 or path.suffix != ""
-    if looks_like_path:
+    if _is_path(images):
         data.pop("synthesize", None)
         data["images"] = images
     elif data.get("synthesize", {}).get("method") != images:
         count = data.get("synthesize", {}).get("count")
         data["synthesize"] = {"method": images} | ({"count": count} if count else {})
         data.pop("images", None)
+
+
+def _is_path(images: str) -> bool:
+    path = Path(images)
+    return path.exists() or len(path.parts) > 1 or path.suffix != ""
 
 
 def _set_rest(data: dict[str, Any], given: Options) -> None:

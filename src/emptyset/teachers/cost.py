@@ -23,12 +23,14 @@ class NetworkCost:
         values: Values that convolutions, linears and attention give.
         depthwise: Whether a convolution reads every channel by itself.
         device: Where it runs: ``cpu``, ``cuda`` or ``mps``.
+        batch_norm: Whether BatchNorm layers stored statistics.
     """
 
     products: int
     values: int
     depthwise: bool
     device: str
+    batch_norm: bool = True
 
 
 @torch.no_grad()
@@ -45,6 +47,7 @@ def cost_of(teacher: Teacher) -> NetworkCost:
         values=counted.values // _EXAMPLES,
         depthwise=counted.depthwise,
         device=teacher.example(1).device.type,
+        batch_norm=bool(teacher.stored_batch_norms()),
     )
 
 
