@@ -40,7 +40,7 @@ def measure(cell: cells.Cell) -> Row:
     test = shared.labelled_images(cell.network)
     about = cells.SOURCES[cell.source]
     strict = {"strict": True} if cell.network in cells.STRICT else {}
-    ours = cell.recipe != cells.PUBLISHED
+    ours = cell.recipe not in cells.LESSONS
     student = emptyset.prepare(
         teacher, cell.bits, plan="every_layer", batch_norm="fold" if ours else "frozen", **strict
     )
