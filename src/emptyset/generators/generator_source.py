@@ -1,8 +1,8 @@
 """A generator that is trained beside the student and gives its batches.
 
 What makes it fast: the teacher's weights carry no gradients, its one forward serves the generator's
-loss and the student's distillation, generator and teacher run in bfloat16 where the hardware
-multiplies it (statistics and losses in float32), tensors are channels-last, the step is compiled
+loss and the student's distillation, generator and teacher run in bfloat16 where the hardware is
+faster so (statistics and losses in float32), tensors are channels-last, the step is compiled
 where that pays, and no lesson waits for the device.
 """
 

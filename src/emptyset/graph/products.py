@@ -9,10 +9,24 @@ from emptyset.graph.operators import is_matmul, is_weighted
 
 
 def product_in(dtype: torch.dtype, target: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """What ``target`` gives of its tensors rounded to ``dtype``, as float32."""
+    """What ``target`` gives of its tensors rounded to ``dtype``, as float32.
+
+    A depthwise convolution stays as it is: it has so few products that rounding its tensors takes
+    longer than what coarser products save.
+    """
+    if _is_depthwise(*args):
+        whole: Tensor = target(*args, **kwargs)
+        return whole
     cast = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
     out: Tensor = target(*cast, **kwargs)
     return out.float()
+
+
+def _is_depthwise(x: Tensor, *others: Any) -> bool:
+    """Whether a call reads every channel by itself; only convolutions say ``groups``, last but
+    (transposed) one.
+    """
+    return len(others) > 5 and 1 < others[5] == x.shape[1]
 
 
 def is_product(node: fx.Node) -> bool:

@@ -55,11 +55,15 @@ class Execution:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; elsewhere it would only cost precision."""
+    """Whether products in bfloat16 are faster; elsewhere they would only cost precision.
+
+    On a processor that takes AMX: with the AVX512 instruction alone a core of an Emerald Rapids did
+    88 billion operations a second in bfloat16 and 145 to 160 in float32.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return bool(torch.cpu._is_amx_tile_supported())
     return False
 
 
@@ -72,7 +76,7 @@ def products_in_bfloat16(
         precision: One of ``PRECISIONS``.
         bits: Fewest bits of a weight or activation.
         device: Where it runs.
-        coarse_bits: Up to so many bits ``auto`` takes bfloat16, where the hardware multiplies it:
+        coarse_bits: Up to so many bits ``auto`` takes bfloat16, where the hardware is faster so:
             there its rounding drowns in that of quantization.
     """
     if precision != "auto":

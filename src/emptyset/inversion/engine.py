@@ -1,7 +1,7 @@
 """Runs an inversion method: batch after batch, resumable, the teacher untouched.
 
 What makes it fast: the teacher's weights carry no gradients, tensors are channels-last, the
-teacher runs in bfloat16 where the hardware multiplies it, one pass gives all statistics of a layer
+teacher runs in bfloat16 where the hardware is faster so, one pass gives all statistics of a layer
 (``losses/layer_statistics.py``), the objective is compiled where that pays, and no step waits for
 the device.
 """

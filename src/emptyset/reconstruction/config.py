@@ -32,7 +32,7 @@ class ReconstructionConfig:
             would be in the end), and take the best; 0: never, as published.
         check_every: Steps between two checks; NaN is looked for then, too.
         precision: Of products while learning: ``float32``, ``bfloat16``, or ``auto``: bfloat16 for
-            blocks of at most 4 bits where the hardware multiplies it. Errors are always measured in
+            blocks of at most 4 bits where the hardware is faster so. Errors are always measured in
             float32.
         memory: What all of this process may take [GB]; cached inputs and targets that do not fit go
             to files without a name in the folder TMPDIR (else /var/tmp), with the same result. On a
