@@ -21,6 +21,7 @@ from emptyset.recipe_by_bits import (
     practical_names,
     practical_recipe,
     practical_recipes,
+    work_of,
 )
 from emptyset.recipe_without_images import DATA_FREE_REFINERS
 from emptyset.registry import refiners, synthesizers
@@ -107,6 +108,22 @@ def test_equalization_is_for_networks_with_depthwise_convolutions() -> None:
         assert [section["method"] for section in found] == ["calibrate", "bias_correction"]
 
 
+@pytest.mark.parametrize("bits", ["w4a4", "w3a3", "w2a4", "w2a2"])
+@pytest.mark.parametrize(("stored", "statistics"), [(True, "empirical"), (False, "analytic")])
+def test_depthwise_networks_with_few_bits_are_trained_at_once(
+    bits: str, stored: bool, statistics: str
+) -> None:
+    network, recipe = replace(SMALL, depthwise=True), practical_recipe(bits)
+    found = practical_choice(recipe, network, stored=stored).data["refine"]
+    assert [section["method"] for section in found] == ["calibrate", "bias_correction", "distill"]
+    assert found[1]["statistics"] == statistics
+    # About the same work as block by block.
+    others = practical_choice(recipe, SMALL, stored=stored)
+    assert [section["method"] for section in others.data["refine"]] == ["genie", "distill"]
+    work = [work_of(data, 1.0, made=False) for data in ({"refine": found}, others.data)]
+    assert 0.95 < work[0] / work[1] < 1.05
+
+
 @pytest.mark.parametrize(
     ("network", "stored", "statistics"),
     [
@@ -186,15 +203,21 @@ def test_a_dearer_network_never_gets_more() -> None:
         before = now
 
 
-def test_nothing_is_cut_below_its_least() -> None:
-    choice = practical_choice(practical_recipe("w2a2"), HUGE)
+@pytest.mark.parametrize(
+    ("depthwise", "left"),
+    [(False, [("genie", 100)]), (True, [("calibrate", None), ("bias_correction", None)])],
+)
+def test_nothing_is_cut_below_its_least(
+    depthwise: bool, left: list[tuple[str, int | None]]
+) -> None:
+    choice = practical_choice(practical_recipe("w2a2"), replace(HUGE, depthwise=depthwise))
     assert choice.cut is not None
     assert choice.cut.share == 0
     assert choice.cut.work > choice.cut.limit
     images = choice.data["synthesize"]
     assert (images["count"], images["steps"]) == (256, 25)
     # Training too short to help is left out, reconstruction is not.
-    assert [(s["method"], s["steps"]) for s in choice.data["refine"]] == [("genie", 100)]
+    assert [(s["method"], s.get("steps")) for s in choice.data["refine"]] == left
 
 
 def test_the_count_that_was_asked_for_is_not_cut() -> None:

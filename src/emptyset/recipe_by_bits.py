@@ -155,12 +155,11 @@ def practical_choice(
     """
     told_by_batch_norm = not stored and (network is None or network.batch_norm)
     kinds = {"made_images" if told_by_batch_norm else "other_images"}
-    if network is not None and network.depthwise:
-        kinds.add("depthwise")
+    kinds.add("depthwise" if network is not None and network.depthwise else "no_depthwise")
     refine = [
         {key: value for key, value in section.items() if key != "only_for"}
         for section in recipe.refine
-        if section.get("only_for") in (None, *kinds)
+        if kinds.issuperset(_only_for(section))
     ]
     images = copy.deepcopy(recipe.synthesize)
     if count is not None:
@@ -227,6 +226,12 @@ def reason(bits: str, data: Mapping[str, Any], choice: Choice) -> str:
 def _file() -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     return data
+
+
+def _only_for(section: Mapping[str, Any]) -> list[str]:
+    """All that a run must be for the section to be in it."""
+    asked: str | list[str] = section.get("only_for", [])
+    return [asked] if isinstance(asked, str) else asked
 
 
 def _settings(section: Mapping[str, Any], *own: str) -> dict[str, Any]:
