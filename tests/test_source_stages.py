@@ -114,7 +114,7 @@ def test_the_folder_stays_that_runs_and_takes_another_only_when_told(
     [
         ({"source": {"learning_rate": 1e30}}, "gdfq: "),
         # All is lost before the first look.
-        ({"learning_rate": WILD, "epoch": STEPS}, "gradient of the student's weights"),
+        ({"learning_rate": WILD, "epoch": STEPS}, "distillation"),
     ],
 )
 def test_where_the_student_was_never_good_nothing_is_kept(
