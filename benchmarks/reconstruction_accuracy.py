@@ -37,7 +37,7 @@ ABOUT = (
     "images. `iterations`: of every block (AdaRound: every layer; BRECQ's activations: a quarter).",
     "BatchNorm folded, for Genie-M frozen, as in the released codes.",
     "`zeroq+il`, `genie_d`, `dffg`: made from the network; Genie-D with a quarter of its 4,000",
-    "steps.",
+    "steps. Seconds are those of one thread beside other work; missing where a run was suspended.",
 )
 # Beside the images of the inversion tables; as many as there are real ones.
 cells.IMAGES["zeroq+il 1024"] = replace(cells.IMAGES["zeroq+il"], count=COUNT)

@@ -21,6 +21,7 @@ from emptyset.recipe_by_bits import (
     practical_names,
     practical_recipe,
     practical_recipes,
+    reason,
     work_of,
 )
 from emptyset.recipe_without_images import DATA_FREE_REFINERS
@@ -114,9 +115,14 @@ def test_depthwise_networks_with_few_bits_are_trained_at_once(
     bits: str, stored: bool, statistics: str
 ) -> None:
     network, recipe = replace(SMALL, depthwise=True), practical_recipe(bits)
-    found = practical_choice(recipe, network, stored=stored).data["refine"]
+    chosen = practical_choice(recipe, network, stored=stored)
+    found = chosen.data["refine"]
     assert [section["method"] for section in found] == ["calibrate", "bias_correction", "distill"]
     assert found[1]["statistics"] == statistics
+    told = reason(bits, {"refine": found, "synthesize": recipe.synthesize}, chosen)
+    assert "calibrate, then bias_correction, then distill (" in told
+    assert "training the whole at once. " in told
+    assert recipe.why not in told
     # About the same work as block by block.
     others = practical_choice(recipe, SMALL, stored=stored)
     assert [section["method"] for section in others.data["refine"]] == ["genie", "distill"]

@@ -41,6 +41,7 @@ class PracticalRecipe:
         name: As ``--recipe`` takes it.
         bits: It is made for these and for more.
         why: Why these methods at these bits, as half a sentence.
+        why_depthwise: The same for networks with depthwise convolutions.
         synthesize: How images are made.
         refine: Refiners in order.
     """
@@ -48,6 +49,7 @@ class PracticalRecipe:
     name: str
     bits: Bits
     why: str
+    why_depthwise: str
     synthesize: dict[str, Any]
     refine: tuple[dict[str, Any], ...]
 
@@ -75,11 +77,13 @@ class Choice:
 
     Attributes:
         recipe: Which one.
+        why: Why its methods for such a network, as half a sentence.
         data: Its sections, as ``Recipe.parse`` takes them; ``teacher`` and ``plan`` are missing.
         cut: What was cut; None where the network's cost is not known.
     """
 
     recipe: PracticalRecipe
+    why: str
     data: dict[str, Any] = field(default_factory=dict)
     cut: Cut | None = None
 
@@ -91,6 +95,7 @@ def practical_recipes() -> tuple[PracticalRecipe, ...]:
             name,
             Bits.parse(entry["bits"]),
             entry["why"],
+            entry.get("why_depthwise", entry["why"]),
             copy.deepcopy(entry["synthesize"]),
             tuple(copy.deepcopy(entry["refine"])),
         )
@@ -155,7 +160,9 @@ def practical_choice(
     """
     told_by_batch_norm = not stored and (network is None or network.batch_norm)
     kinds = {"made_images" if told_by_batch_norm else "other_images"}
-    kinds.add("depthwise" if network is not None and network.depthwise else "no_depthwise")
+    depthwise = network is not None and network.depthwise
+    kinds.add("depthwise" if depthwise else "no_depthwise")
+    why = recipe.why_depthwise if depthwise else recipe.why
     refine = [
         {key: value for key, value in section.items() if key != "only_for"}
         for section in recipe.refine
@@ -166,7 +173,7 @@ def practical_choice(
         images["count"] = count
     data = {"synthesize": images, "refine": refine}
     if network is None:
-        return Choice(recipe, data)
+        return Choice(recipe, why, data)
     image = network.products + network.values * float(_file()["limits"]["products_per_value"])
     limit = float(_file()["limits"]["work"][network.device])
 
@@ -175,7 +182,7 @@ def practical_choice(
 
     share = _largest(fits)
     shortened = _shortened(data, share, fixed=count is not None)
-    return Choice(recipe, shortened, Cut(share, work_of(shortened, image, made), limit, image))
+    return Choice(recipe, why, shortened, Cut(share, work_of(shortened, image, made), limit, image))
 
 
 def work_of(data: Mapping[str, Any], image: float, made: bool) -> float:
@@ -213,7 +220,7 @@ def reason(bits: str, data: Mapping[str, Any], choice: Choice) -> str:
     """
     told = ", then ".join(_told(section) for section in data["refine"])
     line = f"Recipe for {bits}: {choice.recipe.name}, which is {told}, {_images(data)}, since "
-    line += choice.recipe.why
+    line += choice.why
     if choice.cut is not None and choice.cut.share < 1:
         line += f"; {_described(choice.cut)}"
     return f"{line}. --recipe NAME or --set KEY=VALUE changes that."
