@@ -125,9 +125,21 @@ def main() -> None:
         folder = folder_of("qimera", *(getattr(cell, name) for name in KEY))
         if options.list or not claimed(folder):
             continue
-        row = measure(cell)
+        row = _in_another_table(cell, options.table) or measure(cell)
         print(row, flush=True)
         table.write(row)
+
+
+def _in_another_table(cell: cells.Cell, own: str) -> Row | None:
+    """The same row where another table has it already."""
+    for name in cells.TABLES:
+        path = RESULTS / f"qimera_{name}.json"
+        if name == own or not path.is_file():
+            continue
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            if all(row[key] == getattr(cell, key) for key in KEY):
+                return dict(row)
+    return None
 
 
 if __name__ == "__main__":
