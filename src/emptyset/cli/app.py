@@ -26,6 +26,7 @@ from emptyset.cli import (
     synthesize,
     teachers,
 )
+from emptyset.cli.computing import Computing
 from emptyset.cli.freed_memory import keep_freed_memory
 from emptyset.cli.output import say
 from emptyset.cli.quiet import quieten_imports
@@ -94,14 +95,14 @@ def _root(
     pass
 
 
-app.command("quantize")(quantize.quantize)
-app.command("run")(run.run)
-app.command("synthesize")(synthesize.synthesize)
-app.command("select")(select.select)
-app.command("compare")(compare.compare)
-app.command("evaluate")(evaluate.evaluate)
-app.command("export")(export.export)
-app.command("check")(check.check)
+app.command("quantize", cls=Computing)(quantize.quantize)
+app.command("run", cls=Computing)(run.run)
+app.command("synthesize", cls=Computing)(synthesize.synthesize)
+app.command("select", cls=Computing)(select.select)
+app.command("compare", cls=Computing)(compare.compare)
+app.command("evaluate", cls=Computing)(evaluate.evaluate)
+app.command("export", cls=Computing)(export.export)
+app.command("check", cls=Computing)(check.check)
 app.command("report")(report.report)
 app.command("methods")(methods.methods)
 app.command("teachers")(teachers.teachers)
