@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,18 @@ def test_how_many_differ_is_told_and_nothing_is_taken_over(teacher: Teacher, who
 def test_another_teachers_generator_is_refused(whole: Path) -> None:
     other = two_convolutions((4, 3))
     assert "was trained for another teacher" in refusal(whole, other)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_a_generator_for_other_pixel_constants_is_refused(
+    name: str, whole: Path, teacher: Teacher, tmp_path: Path
+) -> None:
+    others = {name: (0.4, 0.35, 0.2)}
+    told = refusal(whole, replace(teacher, input=replace(teacher.input, **others)))
+    before = {"mean": "0.5,0.4,0.45", "std": "0.25,0.2,0.3"}[name]
+    assert f"{name} {before}, and here it is 0.4,0.35,0.2" in told
+    # Files of earlier versions do not tell them.
+    older = rewritten(
+        whole, tmp_path / "g.safetensors", card=lambda c: {k: v for k, v in c.items() if k != name}
+    )
+    assert generation.generator_from(older, teacher).drawn(2, seed=1).images.shape[0] == 2

@@ -71,12 +71,25 @@ def generator_from(path: Path | str, teacher: Teacher) -> "GeneratorSource":
             f"{teacher.name} has {'x'.join(map(str, teacher.input.shape))} and "
             f"{teacher.weights_hash[:12]}. Give the teacher of the run that wrote it."
         )
+    for name in ("mean", "std"):
+        # Cards of older files do not tell.
+        own = list(getattr(teacher.input, name))
+        if card.get(name, own) != own:
+            raise ImagesError(
+                f"{path}: was trained for this teacher with {name} {_told(card[name])}, and here "
+                f"it is {_told(own)}, so its images would have other colours. Give the same "
+                f"--{name} as in the run that wrote it."
+            )
     try:
         made = source(teacher, card["method"], seed=card["seed"], **card["settings"])
         made.load_network(network, card)
     except (RecipeError, UnknownNameError, ImagesError) as error:
         raise ImagesError(f"{path}: {error}") from error
     return made
+
+
+def _told(values: Any) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def with_real_images(

@@ -215,3 +215,47 @@ def test_made_images_are_compared_with_the_nearest_real_ones(
     assert "features, closer" in shown
     alone = ["evaluate", tmp_path / "made", "--teacher", DIGITS, "--device", "cpu", "-q", "--json"]
     assert told(command(*alone))["neighbours"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--pair", "3,12", "--pictures", "p"], "expected two different classes of"),
+        (["--pair", "3,3", "--pictures", "p"], "expected two different classes of"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_before_the_work(
+    options: list[str],
+    said: str,
+    generators: dict[str, Path],
+    real: Path,
+    command: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def work(*_given: Any, **_named: Any) -> None:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("emptyset.evaluate.class_boundary.class_boundary", work)
+    monkeypatch.setattr("emptyset.evaluate.nearest_neighbours.nearest_neighbours", work)
+    common = ["--teacher", DIGITS, "--device", "cpu", "-q"]
+    result = command("evaluate", generators["qimera"], *common, "--real", real, *options)
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.stderr.split())
+
+
+def test_a_single_real_image_is_refused_before_the_work(
+    generators: dict[str, Path],
+    tmp_path: Path,
+    command: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def work(*_given: Any, **_named: Any) -> None:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("emptyset.evaluate.class_boundary.class_boundary", work)
+    one, data = tmp_path / "one.npz", np.load(held_out_images_path())
+    np.savez(one, images=data["images"][:1], labels=data["labels"][:1])
+    common = ["--teacher", DIGITS, "--device", "cpu", "-q"]
+    result = command("evaluate", generators["qimera"], *common, "--real", one)
+    assert result.exit_code == 2, result.output
+    assert "Got 1024 and 1" in result.stderr

@@ -238,3 +238,15 @@ def test_superposed_samples_are_spread_over_pairs_and_shares(toy: Toy, teacher: 
     by_x = sorted(range(6), key=lambda i: expected[i])
     assert order in (by_x, by_x[::-1])
     assert math.isfinite(float(fitted.generated.places.sum()))
+
+
+@pytest.mark.parametrize("labels", [[0] * 9, [0, 1]])
+def test_real_images_stand_around_a_path_only_where_both_classes_are_there(
+    labels: list[int], toy: Toy, teacher: Teacher
+) -> None:
+    found = generator_pictures(toy(), teacher, SMALL, real=real_images(labels, len(labels)))
+    assert found.class_path is not None
+    assert found.class_path.basis == "generated"
+    assert set(found.class_path.around.classes.tolist()) == {0, 1}
+    assert any("Real images around the path: not enough are of classes 0 and 1" in m
+               for m in found.missing)  # fmt: skip

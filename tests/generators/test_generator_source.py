@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from emptyset.errors import UnsupportedModelError
 from emptyset.generators.generator_source import GeneratorSource
 from emptyset.generators.step import LessonExecution
-from emptyset.images.image_source import Disagreement
+from emptyset.images.image_source import Disagreement, Fault
 from emptyset.monitor import SilentMonitor
 from emptyset.registry import sources
 from emptyset.teachers.teacher import InputSpec, Teacher, hash_of_weights
@@ -232,11 +232,14 @@ def test_a_term_that_is_not_finite_is_named(teacher: Teacher) -> None:
     with torch.no_grad():
         source.generator.backbone.conv1.bias.fill_(float("nan"))
     source.next_batch(BATCH)
-    assert source.fault() == "gdfq: cross entropy"
+    assert source.fault() == Fault("gdfq: cross entropy", 1)
+    source.next_batch(BATCH)
+    source.next_batch(BATCH)
+    assert source.fault() == Fault("gdfq: cross entropy", 3)
     healthy = made("gdfq", teacher)
     healthy._watched._frozen.layers[0].var.fill_(float("inf"))
     healthy.next_batch(BATCH)
-    assert healthy.fault() == "gdfq: batch norm statistics"
+    assert healthy.fault() == Fault("gdfq: batch norm statistics", 1)
 
 
 def test_frozen_embeddings_stay_and_trained_ones_move(teacher: Teacher) -> None:
@@ -308,3 +311,36 @@ def test_a_teacher_without_batch_norm_is_told_what_else_there_is() -> None:
         made("gdfq", plain)
     assert made("zaq", plain).next_batch(BATCH).images.shape == (BATCH, 3, 8, 12)
     assert made("gdfq", plain, statistics_weight=0.0).next_batch(BATCH).targets is not None
+
+
+def test_trained_again_the_schedule_begins_anew(teacher: Teacher) -> None:
+    source = made("zaq", teacher, milestones=(0.25, 0.75), student_steps=2)
+    rates, turns = [], []
+    for _ in range(2):
+        source.begin(8, BATCH)
+        for _ in range(8):
+            lesson = source.next_batch(BATCH)
+            turns.append(lesson.source_learns)
+            rates.append(source._optimizer.param_groups[0]["lr"])
+    rate = source.method.config.learning_rate
+    assert rates == pytest.approx(([rate] * 2 + [rate / 10] * 4 + [rate / 100] * 2) * 2)
+    assert turns == ([False, False, True] * 3)[:8] * 2
+    # Whoever goes on from a kept state stands in the same place of the schedule.
+    other = made("zaq", teacher, milestones=(0.25, 0.75), student_steps=2)
+    source.begin(8, BATCH)
+    source.next_batch(BATCH)
+    other.load_state(source.state())
+    other.next_batch(BATCH)
+    assert other.next_batch(BATCH).source_learns
+    assert other._optimizer.param_groups[0]["lr"] == pytest.approx(rate / 10)
+    assert other.card()["lessons"] == 19
+
+
+def test_images_that_are_not_finite_are_named_where_no_term_was_judged(teacher: Teacher) -> None:
+    source = made("adasg", teacher)
+    assert source.next_batch(BATCH).source_learns
+    assert source.fault() is None
+    with torch.no_grad():
+        source.generator.backbone.conv1.bias.fill_(float("nan"))
+    source.next_batch(BATCH)
+    assert source.fault() == Fault("adasg: generated images", 1)

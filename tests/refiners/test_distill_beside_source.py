@@ -11,13 +11,14 @@ from learning_beside_source import BATCH, BITS, PUBLISHED, STEPS, make, taught
 from small_teachers import two_convolutions
 from torch import Tensor, nn
 
-from emptyset.errors import ImagesError, UnsupportedModelError
+from emptyset.errors import ImagesError, RecipeError, UnsupportedModelError
 from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import ImageSet
 from emptyset.images.image_source import Lesson
 from emptyset.monitor import SilentMonitor, State
 from emptyset.quantizers.learned_step import TrackedRange
 from emptyset.refiners.distill import DistillConfig
+from emptyset.refiners.finite_losses import DivergedError
 from emptyset.refiners.training import Training
 from emptyset.teachers.teacher import InputSpec, Teacher
 
@@ -334,3 +335,46 @@ def test_tracked_ranges_move_only_while_tracking(teacher: Teacher) -> None:
     other = TrackedRange(quantizer, legacy=False)
     other.load_state(kept)
     assert other.state().keys() == kept.keys()
+
+
+def test_a_source_without_labels_is_refused_before_it_learns(teacher: Teacher) -> None:
+    for preset in ("gdfq", "learned"):
+        source = make("zaq", teacher)
+        with pytest.raises(ImagesError, match="the cross entropy needs labels"):
+            taught(teacher, source, preset=preset, warm_up=0.5, cross_entropy=1.0)
+        assert source.card()["lessons"] == 0
+
+
+@pytest.mark.parametrize("settings", [{"steps": 40, "warm_up": 0.99}, {"steps": 1}])
+def test_a_warm_up_that_leaves_no_update_is_refused(
+    settings: dict[str, Any], teacher: Teacher
+) -> None:
+    with pytest.raises(RecipeError, match="the student would learn nothing: of"):
+        taught(teacher, make("gdfq", teacher), preset="gdfq", **PUBLISHED, **settings)
+
+
+def test_before_its_updates_the_student_is_asked_in_float32_and_as_it_is(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    whole = Training._say
+
+    def say(self: Training, pair: Any, *others: Any) -> Any:
+        asked.append(pair is self._learning_pair)
+        return whole(self, pair, *others)
+
+    monkeypatch.setattr(Training, "_say", say)
+    # Else both are one pair.
+    monkeypatch.setattr("emptyset.refiners.training.pays_to_halve", lambda *_: True)
+    taught(teacher, make("adasg", teacher), preset="adasg", warm_up=0.5, **PUBLISHED)
+    assert asked == [False] * (STEPS // 2) + [True] * (STEPS // 2)
+
+
+@pytest.mark.parametrize("name", ["zaq", "adasg"])
+def test_who_diverges_is_named(name: str, teacher: Teacher) -> None:
+    wild = {"preset": name, "steps": 40, "batch_size": 4, "epoch": 40, **PUBLISHED}
+    with pytest.raises(DivergedError, match=r"loss term '(logit distance|logits of the student)'"):
+        taught(teacher, make(name, teacher), learning_rate=1e30, **wild)
+    source = make(name, teacher, learning_rate=1e30)
+    with pytest.raises(DivergedError, match=f"loss term '{name}: "):
+        taught(teacher, source, learning_rate=1e-6, **wild)

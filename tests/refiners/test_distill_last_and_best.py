@@ -11,7 +11,7 @@ from torch import Tensor
 from emptyset.errors import CollapseError
 from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import ImageSet
-from emptyset.images.image_source import Lesson, LiveSource
+from emptyset.images.image_source import Fault, Lesson, LiveSource
 from emptyset.monitor import SilentMonitor, State
 from emptyset.refiners.finite_losses import DivergedError
 from emptyset.teachers.teacher import Teacher
@@ -70,6 +70,7 @@ class Poisoned:
     def __init__(self, source: LiveSource, first: int) -> None:
         self._source, self._left = source, first
         self.needs_student, self.needs_features = source.needs_student, source.needs_features
+        self.labelled = source.labelled
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
@@ -89,7 +90,7 @@ class Poisoned:
     def drawn(self, count: int, *, seed: int) -> ImageSet:
         return self._source.drawn(count, seed=seed)
 
-    def fault(self) -> str | None:
+    def fault(self) -> Fault | None:
         return self._source.fault()
 
     def state(self) -> State:

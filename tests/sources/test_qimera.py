@@ -202,3 +202,17 @@ def test_without_a_linear_head_embeddings_start_at_random_or_not_at_all() -> Non
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         QimeraConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"mapped": 2}, "mapped"),
+        ({"mapping": False, "embeddings": "random", "embedding_width": 2}, "embedding_width"),
+        ({"mapping": False}, "embedding_width"),
+    ],
+)
+def test_on_autorecon_too_narrow_a_latent_is_refused(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(RecipeError, match=f"It is 2. Set {named} to 3 or more"):
+        source(teacher_of(features=2), base="autorecon", **settings)
+    assert source(teacher_of(features=3), base="autorecon", mapping=False).next_batch(2)

@@ -163,9 +163,10 @@ def test_the_generators_loss_is_labels_statistics_and_centres(
     source.begin(4, BATCH)
     weights = {term.name: term.weight for term in source.method.terms}
     assert weights == {"cross entropy": 1.0, "batch norm statistics": 0.4, "class centres": 0.3}
-    before = source._seen.clone()
+    judged: list[Tensor] = []
+    source._note = lambda _images, terms: judged.append(terms.detach())
     lesson = source.next_batch(BATCH)
-    terms = dict(zip(weights, (source._seen - before).tolist(), strict=True))
+    terms = dict(zip(weights, judged[0].tolist(), strict=True))
     assert lesson.targets is not None
     net = teacher.module
     with torch.no_grad():
@@ -231,3 +232,16 @@ def test_the_record_says_that_it_is_a_reconstruction() -> None:
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TexQConfig(**settings)
+
+
+def test_without_batch_norm_the_advice_names_every_term_that_needs_it() -> None:
+    with torch.random.fork_rng(devices=[]):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(240, CLASSES))
+    spec = InputSpec((3, 8, 12), (0.5,) * 3, (0.25,) * 3)
+    plain = Teacher("test", net.requires_grad_(False).eval(), spec)
+    with pytest.raises(UnsupportedModelError, match="statistics_weight and centre_weight to 0"):
+        TexQ(SMALL).source(plain, seed=0)
+    without = replace(SMALL, statistics_weight=0.0)
+    with pytest.raises(UnsupportedModelError, match="Set centre_weight to 0"):
+        TexQ(without).source(plain, seed=0)
+    assert TexQ(replace(without, centre_weight=0.0)).source(plain, seed=0).next_batch(BATCH)

@@ -124,8 +124,12 @@ def evaluate_generator(
     from emptyset.cli.output import show_json
     from emptyset.cli.progress import shown_progress
     from emptyset.evaluate.class_boundary import class_boundary
-    from emptyset.evaluate.generator_pictures import PictureSettings, generator_pictures
-    from emptyset.evaluate.nearest_neighbours import nearest_neighbours
+    from emptyset.evaluate.generator_pictures import (
+        PictureSettings,
+        generator_pictures,
+        require_pair,
+    )
+    from emptyset.evaluate.nearest_neighbours import nearest_neighbours, require_counts
     from emptyset.generators.drawn_images import DrawnImages
     from emptyset.job.from_recipe import load_from
     from emptyset.recipe import Recipe
@@ -146,6 +150,10 @@ def evaluate_generator(
     real = None
     if options.real is not None:
         real = pipeline.images_from(options.real, teacher, limit=options.limit)
+    # Before the work, which is long.
+    require_pair(pair, source.generator.classes, teacher.name)
+    if real is not None:
+        require_counts(options.limit or DRAWN, len(real))
     size = measurement.batch_size_for(teacher.input.shape)
     with shown_progress(quiet=quiet) as monitor:
         found = pictures = nearest = None

@@ -140,6 +140,18 @@ def generator_pictures(
     )
 
 
+def require_pair(pair: tuple[int, int] | None, classes: int, teacher: str) -> None:
+    """Check the classes of a path.
+
+    Raises:
+        RecipeError: If it names classes that there are not, or one class twice.
+    """
+    if pair is not None and (pair[0] == pair[1] or not all(0 <= c < classes for c in pair)):
+        raise RecipeError(
+            f"pair: expected two different classes of {teacher}, 0 to {classes - 1}. Got {pair}."
+        )
+
+
 class _Work:
     """One generator being pictured."""
 
@@ -152,12 +164,7 @@ class _Work:
         batch_size: int,
     ) -> None:
         classes = source.generator.classes
-        wrong = [c for c in settings.pair or () if not 0 <= c < classes]
-        if wrong or (settings.pair is not None and settings.pair[0] == settings.pair[1]):
-            raise RecipeError(
-                f"pair: expected two different classes of {teacher.name}, 0 to {classes - 1}. Got "
-                f"{settings.pair}."
-            )
+        require_pair(settings.pair, classes, teacher.name)
         self._source, self._spec, self._settings, self._seed = source, teacher.input, settings, seed
         self._batch_size = batch_size
         self._made = MixtureImages(source, teacher, batch_size=batch_size)
@@ -236,6 +243,13 @@ class _Work:
             )
         elif bool((seen.classes < 0).any()):
             told.append("Classes of the real images: they have no labels, so they are grey.")
+        if real is not None and seen is not None and self._source.method.labelled:
+            named = bool((seen.classes >= 0).any())
+            if named and not _spans(seen.of(self._pair).classes, self._pair):
+                told.append(
+                    f"Real images around the path: not enough are of classes {self._pair[0]} and "
+                    f"{self._pair[1]}, so generated ones are there."
+                )
         return told
 
     def map(self, generated: _Seen, real: _Seen | None) -> FeatureMap:
@@ -275,7 +289,7 @@ class _Work:
         """The way between two classes, in the basis of these alone."""
         pair = self._pair
         around, basis = generated.of(pair), "generated"
-        if real is not None and len(real.of(pair).classes) >= 3:
+        if real is not None and _spans(real.of(pair).classes, pair):
             around, basis = real.of(pair), "real"
         elif set(pair) - set(self.shown):
             around = self._samples_of(pair)
@@ -300,3 +314,8 @@ class _Work:
         mixture = ClassMixture(labels[:, None], torch.ones(len(labels), 1))
         batches = self._made.drawn(mixture, seed=self._seed + 2)
         return _Seen(torch.cat([self.reader.of(i).features for i in batches]), labels)
+
+
+def _spans(classes: Tensor, pair: tuple[int, int]) -> bool:
+    """Whether samples of both classes are there, and enough for a plane."""
+    return len(classes) >= 3 and set(classes.tolist()) == set(pair)

@@ -121,6 +121,19 @@ class _Kept:
 
 
 @torch.no_grad()
+def require_counts(made: int, real: int) -> None:
+    """Check that there is something to compare.
+
+    Raises:
+        ImagesError: If there is no image, or fewer than 2 real ones.
+    """
+    if made < 1 or real < 2:
+        raise ImagesError(
+            "Nearest neighbours need at least 1 made image and 2 real ones, to tell how near real "
+            f"ones are to each other. Got {made} and {real}."
+        )
+
+
 def nearest_neighbours(
     images: Images,
     real: Images,
@@ -148,11 +161,7 @@ def nearest_neighbours(
         ImagesError: If there is no image, or fewer than 2 real ones.
         UnsupportedModelError: If the teacher is no classifier.
     """
-    if len(images) < 1 or len(real) < 2:
-        raise ImagesError(
-            "Nearest neighbours need at least 1 made image and 2 real ones, to tell how near real "
-            f"ones are to each other. Got {len(images)} and {len(real)}."
-        )
+    require_counts(len(images), len(real))
     reader = TeacherFeatures(teacher, batch_size=batch_size)
     made = _read(images, reader, teacher, batch_size, "features of the images", monitor)
     others = _read(real, reader, teacher, batch_size, "features of real images", monitor)

@@ -22,7 +22,7 @@ from emptyset.generators.method import GeneratorMethod
 from emptyset.generators.step import GeneratorStep, Watched
 from emptyset.generators.watched_teacher import WatchedTeacher
 from emptyset.images.image_set import Batch, ImageSet
-from emptyset.images.image_source import Disagreement, Lesson
+from emptyset.images.image_source import Disagreement, Fault, Lesson
 from emptyset.inversion.batch_plan import require_count
 from emptyset.monitor import SILENT, Monitor, State
 from emptyset.teachers.teacher import Teacher
@@ -30,6 +30,8 @@ from emptyset.teachers.teacher import Teacher
 # Of drawn images, where no student was ever taught.
 BATCH_SIZE = 128
 DECAY = 0.1
+NEVER = 2**62
+IMAGES = "generated images"
 
 
 class GeneratorSource:
@@ -40,6 +42,7 @@ class GeneratorSource:
         generator: The network as it is now.
         needs_student: Whether it learns from what the student says.
         needs_features: Whether it needs the outputs of both networks' stages.
+        labelled: Whether its images have targets.
     """
 
     def __init__(self, method: GeneratorMethod, teacher: Teacher, *, seed: int) -> None:
@@ -50,10 +53,11 @@ class GeneratorSource:
         """
         method.refuse(teacher)
         self.method, self._seed = method, seed
-        self._teacher_hash = teacher.weights_hash
+        self._teacher_hash, self._input = teacher.weights_hash, teacher.input
         self._watched = WatchedTeacher(teacher)
         self.needs_student = method.needs_student
         self.needs_features = method.needs(FEATURES)
+        self.labelled = method.labelled
         first = torch.Generator().manual_seed(seed)
         with torch.device("meta"):
             built = method.build()
@@ -72,13 +76,21 @@ class GeneratorSource:
         self._random = torch.Generator().manual_seed(seed * 1_000_003 + 1)
         self._step = GeneratorStep(method, self.generator, self._watched)
         self._lessons, self._total, self._batch_size = 0, 0, BATCH_SIZE
-        # Sums of the terms: one that was not finite once stays so, and nobody has to look.
-        self._seen = torch.zeros(len(method.terms), device=self._watched.device)
+        # The first lesson of the schedule: earlier ones are those of another student.
+        self._first = 0
+        # Lessons in which each term, and the images, first were not finite: nobody has to look.
+        self._bad_since = torch.full(
+            (len(method.terms) + 1,), NEVER, dtype=torch.int64, device=self._watched.device
+        )
         self._open: tuple[Tensor, Lesson, Watched | None] | None = None
 
     def begin(self, lessons: int, batch_size: int, *, monitor: Monitor = SILENT) -> None:
-        """Told once before the first batch: how many there will be, and of how many images."""
-        self._total, self._batch_size = lessons, batch_size
+        """Told before the first batch: how many there will be, and of how many images.
+
+        A generator that has been trained before keeps what it has learnt; the schedule of its rate
+        begins anew.
+        """
+        self._total, self._batch_size, self._first = lessons, batch_size, self._lessons
         self._lay_groundwork(monitor)
         self._step.decide(lessons, batch_size, monitor)
 
@@ -96,18 +108,21 @@ class GeneratorSource:
         self._lay_groundwork(SILENT)
         mixture = self.method.sampler.draw(self._random, size)
         drawn, targets = self._on_device(mixture)
-        number, self._lessons = self._lessons, self._lessons + 1
+        number, self._lessons = self._lessons - self._first, self._lessons + 1
         self._set_rate(number)
         if not self.needs_student:
             images, logits, terms = self._step.run(drawn, targets)
-            self._seen += terms.detach()
+            self._note(images, terms)
             self._improve(self._step.loss(terms))
             return Lesson(images.detach(), targets, logits.detach())
         cycle = self.method.student_steps
         if cycle and number % (cycle + 1) < cycle:
             with torch.no_grad():
-                return Lesson(self._step.render(drawn), targets)
+                images = self._step.render(drawn)
+            self._note(images)
+            return Lesson(images, targets)
         images = self._step.render(drawn)
+        self._note(images)
         leaf = images.detach().requires_grad_()
         watched = self._step.watch(leaf) if self.method.needs(STATISTICS) else None
         said = None if watched is None else watched.logits.detach()
@@ -131,7 +146,7 @@ class GeneratorSource:
             outcome.student_features,
         )
         terms = self._step.judge(judged)
-        self._seen += terms.detach()
+        self._note(images, terms)
         # To the images first: the student's graph is still needed, its weights get no gradient.
         (pull,) = torch.autograd.grad(self._step.loss(terms), [lesson.images], retain_graph=True)
         self._improve(images, pull)
@@ -182,21 +197,28 @@ class GeneratorSource:
             "batch_size": self._batch_size,
             "classes": self.generator.classes,
             "input": list(self._watched.shape),
+            "mean": list(self._input.mean),
+            "std": list(self._input.std),
         } | self._step.execution.described()
 
-    def fault(self) -> str | None:
-        """Name of a loss term that is not finite any more, or None. Waits for the device."""
-        bad = (~torch.isfinite(self._seen)).tolist()
-        names = [t.name for t, b in zip(self.method.terms, bad, strict=True) if b]
-        return f"{self.method.name}: {names[0]}" if names else None
+    def fault(self) -> Fault | None:
+        """What stopped being finite first, or None. Waits for the device."""
+        since = self._bad_since.tolist()
+        first = min(since)
+        if first == NEVER:
+            return None
+        # Where terms were judged, one of them says more than the images.
+        name = [*(term.name for term in self.method.terms), IMAGES][since.index(first)]
+        return Fault(f"{self.method.name}: {name}", self._lessons - first)
 
     def state(self) -> State:
         """Everything that decides the next batches."""
         state: State = {f"network|{k}": v for k, v in self.generator.state_dict().items()}
         for index, values in self._optimizer.state_dict()["state"].items():
             state |= {f"optimizer|{index}|{k}": v for k, v in values.items()}
-        numbers = torch.tensor([self._lessons, self._total, self._batch_size])
-        state |= {"numbers": numbers, "random": self._random.get_state(), "seen": self._seen}
+        numbers = torch.tensor([self._lessons, self._total, self._batch_size, self._first])
+        state |= {"numbers": numbers, "random": self._random.get_state()}
+        state["bad_since"] = self._bad_since
         if self.method.groundwork is not None:
             found = self.method.groundwork.state()
             state |= {f"groundwork|{name}": value for name, value in found.items()}
@@ -213,9 +235,11 @@ class GeneratorSource:
                 kept.setdefault(int(index), {})[key] = value.clone()
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
-        self._lessons, self._total, self._batch_size = (int(n) for n in state["numbers"])
+        self._lessons, self._total, self._batch_size, self._first = (
+            int(n) for n in state["numbers"]
+        )
         self._random.set_state(state["random"].cpu())
-        self._seen.copy_(state["seen"])
+        self._bad_since.copy_(state["bad_since"])
         if self.method.groundwork is not None:
             found = {k[11:]: v for k, v in state.items() if k.startswith("groundwork|")}
             self.method.groundwork.load_state(found)
@@ -264,6 +288,15 @@ class GeneratorSource:
         if self.method.sampler.superposed_share:
             return mixture.soft(self.generator.classes)
         return mixture.classes[:, 0]
+
+    def _note(self, images: Tensor, terms: Tensor | None = None) -> None:
+        """Remember in which lesson something first was not finite."""
+        whole = torch.isfinite(images.detach()).all()[None]
+        if terms is None:
+            terms = torch.zeros(len(self.method.terms), device=whole.device)
+        fine = torch.cat([torch.isfinite(terms.detach()), whole])
+        now = self._bad_since.clamp(max=self._lessons - 1)
+        self._bad_since = torch.where(fine, self._bad_since, now)
 
     def _set_rate(self, number: int) -> None:
         config = self.method.config

@@ -46,9 +46,11 @@ class Term:
         of: The loss of a batch, a scalar to be made small; must not wait for the device.
         needs: Besides teacher logits: ``statistics`` (of the teacher's BatchNorm inputs),
             ``student`` (its logits), ``features`` (of both).
+        setting: Of the method, that is 0 where the term is not wanted; for messages.
     """
 
     name: str
     weight: float
     of: Callable[[Judged], Tensor]
     needs: frozenset[str] = frozenset()
+    setting: str = ""

@@ -58,9 +58,10 @@ class GeneratorMethod:
             UnsupportedModelError: With the alternatives.
         """
         if self.needs(STATISTICS) and not teacher.stored_batch_norms():
+            weights = " and ".join(term.setting for term in self.terms if STATISTICS in term.needs)
             raise UnsupportedModelError(
                 f"{self.name} matches BatchNorm statistics, but {teacher.name} "
                 f"({type(teacher.module).__name__}) has no BatchNorm layer that stored any. Set "
-                "statistics_weight to 0, use the source `zaq`, or best give real images instead: "
+                f"{weights} to 0, use the source `zaq`, or best give real images instead: "
                 "--images DIR."
             )

@@ -57,6 +57,7 @@ def statistics_term(weight: float) -> Term:
         weight,
         lambda judged: gdfq_statistics(judged.layers),
         frozenset({STATISTICS}),
+        "statistics_weight",
     )
 
 

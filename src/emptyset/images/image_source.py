@@ -73,6 +73,19 @@ class ImageSource(Protocol):
         """Go on from what ``state`` gave."""
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What went wrong in a live source first.
+
+    Attributes:
+        term: Name of the loss term (or of the images) that was not finite.
+        lessons_ago: How many batches were begun since, that one included; at least 1.
+    """
+
+    term: str
+    lessons_ago: int
+
+
 @runtime_checkable
 class LiveSource(Protocol):
     """An image source that makes its images, and learns to make better ones; its lessons are new.
@@ -80,13 +93,18 @@ class LiveSource(Protocol):
     Attributes:
         needs_student: Whether it learns from what the student says, not from the teacher alone.
         needs_features: Whether it also needs the outputs of both networks' stages.
+        labelled: Whether its images have targets.
     """
 
     needs_student: bool
     needs_features: bool
+    labelled: bool
 
     def begin(self, lessons: int, batch_size: int, *, monitor: Monitor) -> None:
-        """Told once before the first batch: how many there will be, and of how many images."""
+        """Told before the first batch: how many there will be, and of how many images.
+
+        Of a source that has been trained before, the schedule begins anew.
+        """
 
     def next_batch(self, size: int) -> Lesson:
         """``size`` new images; a source that learns from the teacher alone learns here."""
@@ -97,8 +115,8 @@ class LiveSource(Protocol):
     def drawn(self, count: int, *, seed: int) -> ImageSet:
         """``count`` images as it makes them now; changes nothing."""
 
-    def fault(self) -> str | None:
-        """Name of a loss term that is not finite any more, or None. Waits for the device."""
+    def fault(self) -> Fault | None:
+        """What stopped being finite first, or None. Waits for the device."""
 
     def state(self) -> State:
         """What a killed run needs to go on with the same batches."""

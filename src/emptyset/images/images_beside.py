@@ -8,7 +8,13 @@ from torch import Tensor
 
 from emptyset.errors import ImagesError
 from emptyset.images.image_set import ImageSet
-from emptyset.images.image_source import Disagreement, Lesson, LiveSource, StoredImages
+from emptyset.images.image_source import (
+    Disagreement,
+    Fault,
+    Lesson,
+    LiveSource,
+    StoredImages,
+)
 from emptyset.images.targets import require_targets
 from emptyset.monitor import Monitor, State
 
@@ -66,6 +72,7 @@ class WithImagesBeside:
         self._stored = StoredImages(images, seed=seed)
         self.about = {"real_images_beside": len(images), **(about or {})}
         self.needs_student, self.needs_features = source.needs_student, source.needs_features
+        self.labelled = source.labelled
 
     def begin(self, lessons: int, batch_size: int, *, monitor: Monitor) -> None:
         """Told once before the first batch."""
@@ -112,7 +119,7 @@ class WithImagesBeside:
         """Of the source alone."""
         return self.source.drawn(count, seed=seed)
 
-    def fault(self) -> str | None:
+    def fault(self) -> Fault | None:
         """Of the source."""
         return self.source.fault()
 

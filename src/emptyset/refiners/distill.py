@@ -51,7 +51,7 @@ Differs from source: with stored images activation ranges come from these (augme
 from dataclasses import dataclass
 from fractions import Fraction
 
-from emptyset.errors import NotCalibratedError, RecipeError
+from emptyset.errors import ImagesError, NotCalibratedError, RecipeError
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images, ImageSource, LiveSource
 from emptyset.images.mixing import IMAGES_ONLY, MIXINGS
@@ -66,6 +66,7 @@ from emptyset.refiners.generator_ranges import follow_generator
 from emptyset.refiners.inundation import INUNDATIONS
 from emptyset.refiners.published_rates import note_folded_rates
 from emptyset.refiners.source_warm_up import warmed_up
+from emptyset.refiners.student_losses import NO_LABELS
 from emptyset.refiners.training import Training
 from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
 from emptyset.registry import refiners
@@ -310,6 +311,11 @@ class DistillConfig:
         ranges = max(1, round(steps * own.range_epochs / own.epochs)) if own.range_epochs else 0
         share = _given(self.warm_up, own.warm_up / own.epochs)
         warm_up = max(round(steps * share), ranges)
+        if warm_up >= steps:
+            raise RecipeError(
+                f"distill: the student would learn nothing: of {steps} steps the first {warm_up} "
+                "are the warm-up, or ranges are tracked in them. Raise steps, or lower warm_up."
+            )
         if source is not None and source.needs_student and not self.legacy:
             ranges = warm_up  # it asks the student from the first batch on
         return warm_up, ranges
@@ -367,6 +373,8 @@ class Distill:
         """
         live = images if isinstance(images, LiveSource) else None
         course = self.config.course(student.bits, live)
+        if live is not None and not live.labelled and course.cross_entropy > 0:
+            raise ImagesError(NO_LABELS)
         if not course.learned:
             note_folded_rates(student, self.config.preset, monitor)
         calibrated = not student.without_ranges()

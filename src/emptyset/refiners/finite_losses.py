@@ -15,6 +15,11 @@ from emptyset.refiners.best_student import put_back, snapshot
 
 # Where every loss was finite, yet its gradient was not.
 WEIGHTS = "gradient of the student's weights"
+# Where the images were finite, and what the student said of them was absurd: so many times as large
+# as what the teacher said. A term of the source that follows from it may overflow before it does.
+OUTPUT = "logits of the student"
+ABSURD = 1e6
+NEVER = 2**62
 
 
 class DivergedError(CollapseError):
@@ -31,7 +36,7 @@ class DivergedError(CollapseError):
 
 
 class FiniteLosses:
-    """What was last good, and sums in which a loss that was not finite stays visible.
+    """What was last good, and the batches in which losses first were not finite.
 
     Args:
         student: In training.
@@ -43,13 +48,34 @@ class FiniteLosses:
         self, student: Student, parameters: Mapping[str, Tensor], source: LiveSource
     ) -> None:
         self._student, self._parameters, self._source = student, parameters, source
-        self._sums: dict[str, Tensor] = {}
+        self._bad_since: dict[str, Tensor] = {}
         self._good: tuple[int, State] | None = None
 
-    def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Take note of one update's losses."""
+    def add(self, losses: Mapping[str, Tensor], batch: int) -> None:
+        """Take note of one update's losses; batches count from 0."""
         for name, loss in losses.items():
-            self._sums[name] = loss.detach() + self._sums.get(name, 0.0)
+            self._note(name, torch.isfinite(loss.detach()), batch)
+
+    def add_output(self, images: Tensor, ours: Tensor, theirs: Tensor, batch: int) -> None:
+        """Take note of what the student says of images that the source is to learn from.
+
+        The source's own terms follow from it, and would be named in its place.
+
+        Args:
+            images: Of the source.
+            ours: ``(N, K)``, logits of the student.
+            theirs: As many of the teacher.
+            batch: Counts from 0.
+        """
+        most = ABSURD * (1 + theirs.detach().abs().max())
+        sound = ours.detach().abs().max() <= most  # False for NaN
+        self._note(OUTPUT, sound | ~torch.isfinite(images.detach()).all(), batch)
+
+    def _note(self, name: str, fine: Tensor, batch: int) -> None:
+        since = self._bad_since.get(name)
+        if since is None:
+            since = torch.full_like(fine, NEVER, dtype=torch.int64)
+        self._bad_since[name] = torch.where(fine, since, since.clamp(max=batch))
 
     def look(self, number: int, *, learnt: bool, rate: float) -> None:
         """Check everything up to batch ``number``; keep the student where it has learnt.
@@ -62,10 +88,7 @@ class FiniteLosses:
         Raises:
             DivergedError: If a loss of the source or the student was not finite.
         """
-        bad = [name for name, total in self._sums.items() if not bool(torch.isfinite(total))]
-        if not all(bool(torch.isfinite(p).all()) for p in self._parameters.values()):
-            bad.append(WEIGHTS)
-        fault = self._source.fault() or next(iter(bad), None)
+        fault = self._first_fault(number)
         if fault is not None:
             left = "before" if self._good is None else f"after batch {self._good[0]}"
             raise DivergedError(
@@ -77,6 +100,21 @@ class FiniteLosses:
         if learnt:
             self._good = (number, snapshot(self._student, self._parameters))
 
+    def _first_fault(self, number: int) -> str | None:
+        """What was not finite in the earliest batch; within one, in the order of computing."""
+        since = {name: int(batch) for name, batch in self._bad_since.items()}
+        output, found = since.pop(OUTPUT, NEVER), {}
+        if (fault := self._source.fault()) is not None:
+            found[fault.term] = number - fault.lessons_ago
+        found |= since
+        if not all(bool(torch.isfinite(p).all()) for p in self._parameters.values()):
+            found[WEIGHTS] = number
+        first = min(found, key=found.__getitem__, default=None)
+        if first is None or found[first] == NEVER:
+            return None
+        # By itself no reason to stop.
+        return OUTPUT if output <= found[first] else first
+
     def keep_good(self) -> bool:
         """Put the last good student in place; False where there is none."""
         if self._good is None:
@@ -86,7 +124,7 @@ class FiniteLosses:
 
     def state(self) -> State:
         """What a killed run needs to go on."""
-        state = {f"sum|{name}": value for name, value in self._sums.items()}
+        state = {f"since|{name}": value for name, value in self._bad_since.items()}
         if self._good is not None:
             state |= {f"good|{key}": value for key, value in self._good[1].items()}
             state["after"] = torch.tensor(self._good[0])
@@ -95,10 +133,10 @@ class FiniteLosses:
     def load_state(self, state: State) -> None:
         """Go on from what ``state`` gave."""
         device = self._student.device
-        found: dict[str, State] = {"sum": {}, "good": {}}
+        found: dict[str, State] = {"since": {}, "good": {}}
         for name, value in state.items():
             kind, _, key = name.partition("|")
             if kind in found:
                 found[kind][key] = value.to(device)
-        self._sums = found["sum"]
+        self._bad_since = found["since"]
         self._good = (int(state["after"]), found["good"]) if found["good"] else None

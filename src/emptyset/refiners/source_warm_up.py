@@ -52,8 +52,8 @@ def _refuse_fault(source: LiveSource, number: int) -> None:
     fault = source.fault()
     if fault is not None:
         raise CollapseError(
-            f"distill: the source diverged: its loss term '{fault}' is NaN or infinite (seen after "
-            f"batch {number} of the warm-up). The student is as it was. Lower the source's "
+            f"distill: the source diverged: its loss term '{fault.term}' is NaN or infinite (seen "
+            f"after batch {number} of the warm-up). The student is as it was. Lower the source's "
             "learning_rate."
         )
 

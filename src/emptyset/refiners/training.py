@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from emptyset.errors import CollapseError, ImagesError
+from emptyset.errors import CollapseError, ImagesError, NotCalibratedError
 from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.moving_statistics import statistics
 from emptyset.graph.originals import put, trainable
@@ -88,6 +88,8 @@ class Training:
             self._classes = self._class_count()
         if isinstance(source, StoredImages):
             self._check_labels(source.images.targets)
+        # The number of the batch at hand.
+        self._number = 0
         self._best = BestStudent(
             student,
             self._changed,
@@ -106,7 +108,7 @@ class Training:
             return int(self._pair.teacher(self._student.teacher.example(1))[0].shape[1])
 
     def _check_labels(self, targets: Tensor | None) -> None:
-        """Of stored images, once: a look at every batch would wait for the device."""
+        """Once: a look at every batch would wait for the device."""
         if targets is None and self._course.cross_entropy > 0:
             raise ImagesError(NO_LABELS)
         if targets is not None and uses_labels(self._course):
@@ -128,9 +130,9 @@ class Training:
             while number < total:
                 try:
                     self._update(number)
-                except RuntimeError as error:
-                    # Kernels refuse grids that follow from NaN: that is not what went wrong.
-                    self._look_for_fault(number, error)
+                except (RuntimeError, NotCalibratedError) as error:
+                    # Grids that follow from NaN are refused: that is not what went wrong.
+                    self._look_for_fault(number + 1, error)
                     raise
                 number += 1
                 if self._finite is None and number % LOOK_EVERY == 0:
@@ -224,12 +226,13 @@ class Training:
 
     def _turn(self, number: int, tracking: bool) -> None:
         """The source learns, ranges move, then weights."""
-        course, said = self._course, None
+        course, said, self._number = self._course, None, number
         batch = self._source.next_batch(course.batch_size)
         learns = number >= course.warm_up
         if isinstance(batch, Lesson):
             if batch.source_learns:
-                said = self._teach_source(batch)
+                # Beside ranges that move nothing is compiled or in bfloat16.
+                said = self._teach_source(self._learning_pair if learns else self._pair, batch)
             # No student forward that nobody needs.
             if not batch.student_learns or not (learns or (tracking and said is None)):
                 return
@@ -258,9 +261,11 @@ class Training:
             batch = mixed_batch(batch, mixing, self._classes, generator)
         return batch
 
-    def _teach_source(self, lesson: Lesson) -> Opinions:
+    def _teach_source(self, pair: Pair, lesson: Lesson) -> Opinions:
         """Let the source learn from what both say, as functions of its images."""
-        said = self._say(self._learning_pair, lesson, lesson.images)
+        said = self._say(pair, lesson, lesson.images)
+        if self._finite is not None:
+            self._finite.add_output(lesson.images, said.ours, said.theirs, self._number)
         self._source.learn_from(
             Disagreement(
                 lesson, said.theirs, said.ours, tuple(said.their_stages), tuple(said.our_stages)
@@ -321,10 +326,10 @@ class Training:
         """The sum of all weighted losses."""
         losses = weighted_losses(self._course, said, targets)
         if self._finite is not None:
-            self._finite.add(losses)
+            self._finite.add(losses, self._number)
         return functools.reduce(operator.add, losses.values())
 
-    def _look_for_fault(self, number: int, error: RuntimeError) -> None:
+    def _look_for_fault(self, number: int, error: Exception) -> None:
         """Say which loss diverged, if one did."""
         try:
             if self._finite is not None:

@@ -240,6 +240,12 @@ class Qimera(SourceMaker):
     def _backbone(self, teacher: Teacher, classes: int, latent: int) -> Backbone:
         config, shape = self.config, teacher.input.shape
         if config.base == "autorecon":
+            if latent < 3:
+                raise RecipeError(
+                    f"qimera: on autorecon what enters the generator is cut into three, so it must "
+                    f"be at least 3 wide. It is {latent}. Set "
+                    f"{'mapped' if config.mapping else 'embedding_width'} to 3 or more."
+                )
             return autorecon_backbone(
                 shape, classes, cells=config.cells, latent=latent, width=config.width
             )

@@ -156,4 +156,5 @@ class TexQ(SourceMaker):
             return distance_from_all_centres(judged.layers, found.centres)
 
         of = own if self.config.centres == "own" else together
-        return Term("class centres", self.config.centre_weight, of, frozenset({STATISTICS}))
+        weight, needs = self.config.centre_weight, frozenset({STATISTICS})
+        return Term("class centres", weight, of, needs, "centre_weight")
