@@ -244,3 +244,30 @@ def test_recipe_options_replace_only_what_they_name() -> None:
     real = recipe_for({"name": DIGITS}, base=base, images=str(held_out_images_path()), count=12)
     assert real.synthesize is None
     assert real.count == 12
+
+
+def test_a_network_trained_on_since_is_quantized_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "moving_nets.py").write_text(
+        "import pathlib\n\nimport torch\nfrom torch import nn\n\n\ndef build():\n"
+        "    torch.manual_seed(int(pathlib.Path(__file__).with_name('seed').read_text()))\n"
+        "    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options: dict[str, Any] = {
+        "out": tmp_path / "r", "images": "noise", "count": 8,
+        "teacher_options": {
+            "model": "moving_nets:build", "input": "1x8x6", "mean": [0.5], "std": [0.25],
+        },
+        "settings": ["evaluate.quality_images=0", "evaluate.latency_rounds=0"],
+    }  # fmt: skip
+    hashes = []
+    for seed, again in (("0", False), ("0", True), ("7", False)):
+        (tmp_path / "seed").write_text(seed, encoding="utf-8")
+        result = emptyset.quantize("file:", **options)
+        assert (result.done == ()) is again
+        hashes.append(result.metrics["teacher"]["weights_hash"])
+    assert hashes[0] == hashes[1] != hashes[2]

@@ -295,3 +295,14 @@ def test_a_monitor_is_a_monitor(tmp_path: Path) -> None:
     monitor: Monitor = KeepingMonitor(SILENT, tmp_path, lambda _: None)
     monitor.advance("x", 1, 2)
     monitor.note("hello")
+
+
+def test_what_was_in_a_folder_before_stays_when_a_run_fails_early(tmp_path: Path) -> None:
+    recipe, path = recipe_with(), tmp_path / "mine"
+    path.mkdir()
+    mine = recipe.to_yaml() + "# by hand\n"
+    (path / "recipe.yaml").write_text(mine, encoding="utf-8")
+    with pytest.raises(ValueError, match="no teacher"), RunFolder.claim(path, recipe):
+        raise ValueError("no teacher")
+    assert [p.name for p in path.iterdir()] == ["recipe.yaml"]
+    assert (path / "recipe.yaml").read_text(encoding="utf-8") == mine

@@ -113,6 +113,7 @@ def images_from(path: Path | str, teacher: Teacher, *, limit: int | None = None)
         ImagesError: If there are none, or one cannot be used.
     """
     from emptyset.images.folder import load_images
+    from emptyset.inversion.labels import known_class_count
 
     path = Path(path)
     if not path.exists():
@@ -120,7 +121,13 @@ def images_from(path: Path | str, teacher: Teacher, *, limit: int | None = None)
             f"{path}: there is no such file or folder of images. To make images instead, name a "
             f"method: {', '.join(synthesizers.names())}."
         )
-    return load_images(path, teacher.input, limit=limit, class_names=teacher.class_names)
+    return load_images(
+        path,
+        teacher.input,
+        limit=limit,
+        class_names=teacher.class_names,
+        classes=lambda: known_class_count(teacher),
+    )
 
 
 def synthesize(

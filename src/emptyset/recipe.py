@@ -179,7 +179,7 @@ class Recipe(BaseModel):
     about: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    memory: Annotated[float | None, Field(gt=0)] = None
+    memory: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     teacher: TeacherSection
     synthesize: SynthesizeSection | None = None
     images: str | None = None

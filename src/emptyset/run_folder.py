@@ -77,6 +77,8 @@ class RunFolder:
         self.path = path
         self._stages: dict[str, StageRecord] = {}
         self._lock: IO[str] | None = None
+        # What was there before this process; it may be somebody's own.
+        self._found = {name for name in (".", RECIPE, LOG) if (path / name).exists()}
 
     # Opening ---------------------------------------------------------------------------------
 
@@ -135,9 +137,10 @@ class RunFolder:
             return
         with suppress(OSError):
             shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
-            for name in (RECIPE, LOG):
+            for name in {RECIPE, LOG} - self._found:
                 (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()
+            if "." not in self._found:
+                self.path.rmdir()
 
     def _take_lock(self) -> None:
         # The file stays open; the system drops the lock when the process ends, however it ends.

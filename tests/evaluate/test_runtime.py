@@ -1,6 +1,7 @@
 """A file as a function."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,3 +52,25 @@ def test_refuses_files_that_are_missing_or_no_network(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"nothing of use")
     with pytest.raises(RunFolderError, match="cannot load it"):
         OnnxClassifier(tmp_path / "bad.onnx")
+
+
+@pytest.mark.parametrize(("saturates", "entry"), [(True, "1"), (False, None)])
+def test_products_are_exact_where_the_processors_are_not(
+    saturates: bool, entry: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    write(tmp_path / "m.onnx")
+    monkeypatch.setattr("emptyset.evaluate.runtime.saturates", lambda: saturates)
+    seen, whole = {}, onnxruntime.InferenceSession
+
+    def session(path: str, options: Any, **others: Any) -> Any:
+        try:
+            seen["entry"] = options.get_session_config_entry("session.x64quantprecision")
+        except RuntimeError:  # not set
+            seen["entry"] = None
+        return whole(path, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    OnnxClassifier(tmp_path / "m.onnx")
+    assert seen == {"entry": entry}

@@ -281,3 +281,36 @@ class TestBadInput:
         path.write_bytes(path.read_bytes()[:50])
         with pytest.raises(ImagesError, match="not a readable image set"):
             load_images(tmp_path, SPEC)
+
+
+def test_where_only_their_number_is_known_some_of_the_classes_are_not_numbered(
+    tmp_path: Path,
+) -> None:
+    for folder in ("drei", "sieben"):
+        save(tmp_path / folder / "1.png", pixels(1)[0])
+    with pytest.raises(ImagesError, match=r"2 subfolders .* for a teacher with 7 classes. Name"):
+        load_images(tmp_path, SPEC, classes=lambda: 7)
+    for classes in (2, None):
+        labels = load_images(tmp_path, SPEC, classes=lambda n=classes: n).labels
+        assert labels is not None
+        assert labels.tolist() == [0, 1]
+
+
+def test_sixteen_bit_grey_keeps_its_shades_whatever_the_file(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 24).astype(np.uint16).reshape(4, 6)
+    header = b"P5 6 4 65535\n"
+    (tmp_path / "a.pgm").write_bytes(header + ramp.astype(">u2").tobytes())
+    Image.fromarray(ramp).save(tmp_path / "b.png")
+    Image.fromarray(np.arange(24, dtype=np.int32).reshape(4, 6)).save(tmp_path / "c.tif")
+    found = GREY.pixels(together(load_images(tmp_path, GREY)))
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0].flatten().tolist() == pytest.approx(
+        [(value >> 8) / 255 for value in ramp.flatten().tolist()], abs=1e-6
+    )
+    assert found[2].flatten().tolist() == pytest.approx([v / 255 for v in range(24)], abs=1e-6)
+
+
+def test_floating_point_photos_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 6), 0.5, dtype=np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ImagesError, match="whose white is not known"):
+        together(load_images(tmp_path, GREY))

@@ -1,5 +1,6 @@
 """Targets that were stored with images are there again in every way in which these are read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,21 @@ def test_a_comparison_judges_by_agreement_where_labels_are_soft(
     assert (found["teacher"], found["quantized"]) == (None, None)
     assert found["agreement"]["share"] == 1.0
     assert found["count"] == COUNT
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_images_in_other_units_than_the_teachers_are_refused(
+    name: str, shards: int | None, tmp_path: Path
+) -> None:
+    history = ({"stage": "synthesize", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5]},)
+    made = ImageSet(torch.randn(3, 3, 4, 6), history=history)
+    if shards is None:
+        made.save(tmp_path / "s")
+    else:
+        write_shards(made, tmp_path / "s", per_shard=shards)
+    assert len(load_images(tmp_path / "s", SPEC)) == 3
+    other = replace(SPEC, **{name: (0.1, 0.2, 0.6)})
+    before = {"mean": "0.5,0.4,0.3", "std": "0.2,0.25,0.5"}[name]
+    with pytest.raises(ImagesError, match=f"units of {name} {before}, .* {name} 0.1,0.2,0.6"):
+        load_images(tmp_path / "s", other)

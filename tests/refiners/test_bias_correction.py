@@ -257,3 +257,13 @@ def test_settings_are_checked() -> None:
         BiasCorrectionConfig(most_images=0)
     assert BiasCorrection(BiasCorrectionConfig()).needs_images() is False
     assert BiasCorrection(BiasCorrectionConfig(statistics="empirical")).needs_images() is True
+
+
+def test_corrected_twice_analytically_is_corrected_once(small: Any) -> None:
+    student = calibrated(small, small.Plain(), plan="every_layer")
+    correct(student, small.images(1), statistics="analytic")
+    once = {name: value.clone() for name, value in student.state_dict().items()}
+    for one in (student, student.copy()):
+        correct(one, small.images(1), statistics="analytic")
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(value, once[name], rtol=1e-6, atol=1e-6)

@@ -1,6 +1,7 @@
 """Calibration sets the ranges that the images and the weights have."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import Batch, ImageSet
 from emptyset.monitor import State
 from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
+from emptyset.refiners.distill import Distill, DistillConfig
 from emptyset.teachers.teacher import InputSpec, Teacher
 
 
@@ -205,3 +207,37 @@ def test_a_weight_that_is_a_buffer_is_calibrated_too(images: ImageSet) -> None:
     calibrate(student, images)
     largest = student.teacher.module.kernel.abs().amax((1, 2, 3))
     torch.testing.assert_close(student.quantizers["kernel"].scale, largest / 127)
+
+
+class FirstAndSecond(nn.Module):
+    """One convolution called as the first layer, of 8 bits, and as the second, of 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(self.conv(x).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "refiner", [None, {}, {"preset": "published", "warm_up": 0.25, "cross_entropy": 0.0}]
+)
+def test_one_weight_of_two_widths_gets_a_grid_for_each(
+    refiner: dict[str, Any] | None, small: Any
+) -> None:
+    student, images = prepare(small.teacher_of(FirstAndSecond()), "w4a4"), small.images(8)
+    Calibrate(CalibrateConfig()).refine(student, images)
+    if refiner is not None:
+        Distill(DistillConfig(steps=4, batch_size=4, **refiner)).refine(student, images)
+    first, second = (student.quantizers[f"conv.weight{ending}"] for ending in ("", ".2"))
+    assert {first.bits, second.bits} == {4, 8}
+    weight = student.program.conv.weight.detach()
+    for quantizer in (first, second):
+        step = quantizer.scale.view(-1, 1, 1, 1)
+        lowest, highest = (
+            step * (end - quantizer.zero_point.view(-1, 1, 1, 1))
+            for end in (quantizer.quant_min, quantizer.quant_max)
+        )
+        inside = weight.clamp(lowest, highest)
+        assert bool(((quantizer(weight) - inside).abs() <= step / 2 + 1e-6).all())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from emptyset.errors import ImagesError, MissingExtraError, RunFolderError
+from emptyset.exporters.kernels import saturates
 
 
 class OnnxClassifier:
@@ -25,6 +26,9 @@ class OnnxClassifier:
         options = onnxruntime.SessionOptions()
         # Warnings of the runtime (4: fatal, 3: error) would land in the middle of our output.
         options.log_severity_level = 3
+        if saturates():
+            # As the certificate computes.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]

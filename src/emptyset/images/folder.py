@@ -30,7 +30,7 @@ from emptyset.images.npz_images import NpzImages
 from emptyset.images.photos import SUFFIXES, Photos
 from emptyset.images.preprocessing import Preprocessing
 from emptyset.images.shards import holds_shards, read_shards
-from emptyset.images.stored_images_file import StoredImagesFile, require_stored_shape
+from emptyset.images.stored_images_file import StoredImagesFile, require_stored_for
 
 Reader = Callable[[Tensor, int], Iterator[Tensor]]
 """Called with sorted indices ``(M,)`` and a batch size; gives ``(N, C, H, W)`` float32."""
@@ -107,6 +107,7 @@ def load_images(
     *,
     limit: int | None = None,
     class_names: Sequence[str] | None = None,
+    classes: Callable[[], int | None] | None = None,
 ) -> LazyImages:
     """Find the images at ``path``; nothing is decoded yet.
 
@@ -115,6 +116,7 @@ def load_images(
         spec: Size, channels and normalisation that the teacher expects.
         limit: At most this many images; None: all.
         class_names: The teacher's; subfolders are matched with them.
+        classes: Asked for their number where their names are not known.
 
     Raises:
         ImagesError: If there are no images, their channels are not the teacher's, or labels and
@@ -137,7 +139,7 @@ def load_images(
         npz = NpzImages(path, spec)
         found = LazyImages(path, npz.read, torch.arange(len(npz)), npz.labels, "npz")
     elif path.is_dir():
-        found = _photos(path, spec, class_names)
+        found = _photos(path, spec, class_names, classes)
     elif path.suffix == ".tar":
         found = _sharded(path, spec)  # says what its folder lacks
     else:
@@ -156,7 +158,10 @@ def spread(count: int, limit: int | None) -> Tensor:
 
 
 def class_indices(
-    path: Path, folders: Sequence[str], class_names: Sequence[str] | None
+    path: Path,
+    folders: Sequence[str],
+    class_names: Sequence[str] | None,
+    classes: int | None = None,
 ) -> list[int]:
     """The class index that each subfolder stands for.
 
@@ -165,9 +170,16 @@ def class_indices(
     numbers stand for these indices. Otherwise subfolders are numbered in the order of their names,
     which is only right when there is one for every class.
 
+    Args:
+        path: The folder, for messages.
+        folders: Names of its subfolders, sorted.
+        class_names: The teacher's, where they are known.
+        classes: Their number; None: not known either, and then order decides.
+
     Raises:
-        ImagesError: If the teacher's classes are known and none of the rules fits.
+        ImagesError: If the number of classes is known and none of the rules fits.
     """
+    count = classes if class_names is None else len(class_names)
 
     def plain(name: str) -> str:
         return name.casefold().replace("_", " ").strip()
@@ -178,18 +190,24 @@ def class_indices(
             return [known[plain(folder)] for folder in folders]
     if all(folder.isdecimal() for folder in folders):
         numbers = [int(folder) for folder in folders]
-        if class_names is None or max(numbers) < len(class_names):
+        if count is None or max(numbers) < count:
             return numbers
-    if class_names is not None and len(folders) != len(class_names):
+    if count is not None and len(folders) != count:
+        first = "" if class_names is None else f" (first: '{class_names[0]}')"
         raise ImagesError(
             f"{path}: {len(folders)} subfolders (first: '{folders[0]}') for a teacher with "
-            f"{len(class_names)} classes (first: '{class_names[0]}'). Name the subfolders like "
-            "the teacher's classes or by class index, or give one subfolder for every class."
+            f"{count} classes{first}. Name the subfolders like the teacher's classes or by class "
+            "index, or give one subfolder for every class. Photos without labels lie in one folder."
         )
     return list(range(len(folders)))
 
 
-def _photos(path: Path, spec: Preprocessing, class_names: Sequence[str] | None) -> LazyImages:
+def _photos(
+    path: Path,
+    spec: Preprocessing,
+    class_names: Sequence[str] | None,
+    classes: Callable[[], int | None] | None,
+) -> LazyImages:
     direct = _photos_in(path)
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     per_folder = [(folder, _photos_in(folder)) for folder in folders]
@@ -209,7 +227,9 @@ def _photos(path: Path, spec: Preprocessing, class_names: Sequence[str] | None) 
     if direct:
         photos = Photos(direct, spec)
         return LazyImages(path, photos.read, torch.arange(len(direct)), None, "photos")
-    indices = class_indices(path, [folder.name for folder, _ in per_folder], class_names)
+    count = classes() if class_names is None and classes is not None else None
+    names = [folder.name for folder, _ in per_folder]
+    indices = class_indices(path, names, class_names, count)
     files = [photo for _, photos in per_folder for photo in photos]
     labels = [index for index, (_, some) in zip(indices, per_folder, strict=True) for _ in some]
     photos = Photos(files, spec)
@@ -234,7 +254,7 @@ def _stored(path: Path, spec: Preprocessing) -> LazyImages:
 
 def _sharded(path: Path, spec: Preprocessing) -> LazyImages:
     shards = read_shards(path)
-    require_stored_shape(path, shards.shape, spec)
+    require_stored_for(path, shards.shape, shards.history, spec)
     return LazyImages(
         path, shards.read, torch.arange(len(shards)), shards.targets, "image set", shards.history
     )

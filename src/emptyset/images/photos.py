@@ -68,6 +68,12 @@ def pixels_of(photo: Image.Image, spec: Preprocessing) -> Tensor:
     if photo.mode.startswith("I;16"):
         # Pillow clips 16-bit grey values when it converts them; keep the upper eight bits.
         photo = Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+    elif photo.mode == "I":
+        # The same values in 32 bits, as Pillow opens 16-bit PGM.
+        values = np.asarray(photo)
+        photo = Image.fromarray((values >> (8 if values.max() > 255 else 0)).astype(np.uint8))
+    elif photo.mode == "F":
+        raise ValueError("pixels are floating-point numbers, whose white is not known")
     photo = photo.convert(_MODES[spec.shape[0]])
     _, height, width = spec.shape
     interpolation = _FILTERS[spec.interpolation]

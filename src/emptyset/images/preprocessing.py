@@ -13,6 +13,14 @@ class Preprocessing(Protocol):
         """``(C, H, W)`` [pixels]."""
 
     @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel [pixel units, 0..1]."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel [pixel units, 0..1]."""
+
+    @property
     def resize(self) -> int | None:
         """Shorter side before the centre crop [pixels]; None: straight to ``(H, W)``."""
 

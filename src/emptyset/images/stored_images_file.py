@@ -1,7 +1,7 @@
 """A stored image set, read in slices instead of as a whole."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,11 @@ class StoredImagesFile:
                 f"{folder}: not a readable image set ({error}). Expected {FILE_NAME} with "
                 f"{CARD_NAME} beside it, as `emptyset synthesize --out DIR` writes them."
             ) from error
-        require_stored_shape(folder, shape[1:], spec)
+        history = tuple(card.get("history", ()))
+        require_stored_for(folder, shape[1:], history, spec)
         self._count = int(shape[0])
         self.targets = targets
-        self.history = tuple(card.get("history", ()))
+        self.history = history
 
     def __len__(self) -> int:
         return self._count
@@ -64,19 +65,35 @@ class StoredImagesFile:
             yield images
 
 
-def require_stored_shape(path: Path, shape: tuple[int, ...], spec: Preprocessing) -> None:
+def require_stored_for(
+    path: Path,
+    shape: tuple[int, ...],
+    history: Sequence[Mapping[str, Any]],
+    spec: Preprocessing,
+) -> None:
     """Refuse stored images that a network does not take.
 
     Args:
         path: Where they are, for the message.
         shape: Of one image.
+        history: Of the set; who made it tells for which normalisation. Older sets do not tell.
         spec: What the network takes.
 
     Raises:
-        ImagesError: If the shape is another.
+        ImagesError: If the shape or the normalisation is another.
     """
     if shape != spec.shape:
         raise ImagesError(
             f"{path}: stored images have shape {shape}, the teacher takes {spec.shape}. They are "
             "in normalised units and cannot be resized; make them again for this teacher."
         )
+    for entry in history:
+        for name in ("mean", "std"):
+            own = list(getattr(spec, name))
+            if entry.get(name, own) != own:
+                made, taken = (",".join(f"{v:g}" for v in values) for values in (entry[name], own))
+                raise ImagesError(
+                    f"{path}: these images were made in units of {name} {made}, and the teacher's "
+                    f"are of {name} {taken}. Give the same --{name} as when they were made, or "
+                    "make them again."
+                )

@@ -135,6 +135,8 @@ def invert_into(
         "settings": dict(settings),
         "seed": seed,
         "teacher": teacher.weights_hash,
+        "mean": list(teacher.input.mean),
+        "std": list(teacher.input.std),
         "count": count,
         "batch_size": plan.size,
         "compiled": execution.compiled,

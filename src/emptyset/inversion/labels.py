@@ -52,6 +52,14 @@ def class_count(teacher: Teacher, method: str) -> int:
     return logits.shape[1]
 
 
+def known_class_count(teacher: Teacher) -> int | None:
+    """The same; None for what is no classifier."""
+    try:
+        return class_count(teacher, "labels")
+    except UnsupportedModelError:
+        return None
+
+
 def _without_classes() -> list[str]:
     """Registered ways to images that need no classes, and the weights some have to set to 0."""
     found = []

@@ -70,8 +70,10 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(find_recipe(str(recipe)))
     out = Path(out)
-    inputs = _outer_inputs(recipe)
     with RunFolder.claim(out, recipe, overwrite=overwrite) as folder:
+        if teacher is None and _may_have_changed(recipe.teacher.name):
+            teacher = load_from(recipe, allow_pickle=allow_pickle)
+        inputs = _outer_inputs(recipe, teacher)
         if folder.finished("run", inputs):
             return _result(folder, ())
         teacher = teacher or load_from(recipe, allow_pickle=allow_pickle)
@@ -112,8 +114,15 @@ def run(
         return _result(folder, tuple(context.done))
 
 
-def _outer_inputs(recipe: Recipe) -> dict[str, Any]:
-    """What tells, without loading a network, whether a finished run is still up to date."""
+def _may_have_changed(teacher: str) -> bool:
+    """Whether the same name may stand for other weights by now, whatever files are named."""
+    kind, _, place = teacher.partition(":")
+    return kind == "file" or (place != "" and Path(place).exists())
+
+
+def _outer_inputs(recipe: Recipe, teacher: Teacher | None) -> dict[str, Any]:
+    """What tells whether a finished run is still up to date, best without loading a network."""
+    changes = _may_have_changed(recipe.teacher.name)
     files = [
         recipe.teacher.weights,
         recipe.teacher.name.removeprefix("file:") if recipe.teacher.name[:5] == "file:" else None,
@@ -124,6 +133,7 @@ def _outer_inputs(recipe: Recipe) -> dict[str, Any]:
     ]
     return {
         "recipe": recipe.hash(),
+        "teacher": teacher.weights_hash if changes and teacher is not None else None,
         "files": [
             fingerprint(Path(name)) if name and Path(name).exists() else None for name in files
         ],

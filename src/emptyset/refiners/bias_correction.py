@@ -134,16 +134,21 @@ class BiasCorrection:
         keep_biases_in_int32(student)
 
     def _analytic(self, student: Student, layers: list[fx.Node], monitor: Monitor) -> None:
+        # What an earlier correction took would be taken twice, and is no mean of the network.
+        for layer in layers:
+            if (taken := student.bias_shifts.pop(layer_path(layer), None)) is not None:
+                add_to_bias(student, layer, taken)
         known = activation_statistics(student)
         for done, layer in enumerate(layers, start=1):
-            told = known.get(layer.args[0])  # type: ignore[arg-type]
+            told = known.read_by(layer)
             if told is not None and not _reads_image(layer):
                 quantizer = quantizer_of(student.program, layer.args[1])
                 assert quantizer is not None
                 weight = weight_of(student.program, layer)
                 error = quantizer(weight).double() - original_weight(student, layer).double()
-                shift = mean_output(layer, error, told)
+                shift, path = mean_output(layer, error, told), layer_path(layer)
                 add_to_bias(student, layer, -shift)
+                student.bias_shifts[path] = shift
             monitor.advance("bias_correction", done, len(layers))
 
     def _empirical(

@@ -22,6 +22,7 @@ from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor, State
 from emptyset.quantizers.affine import AffineFakeQuantizer
 from emptyset.ranges.estimator import RangeEstimator
+from emptyset.reconstruction.units import weight_paths
 from emptyset.refiners.statistics_as_values import observe_statistics
 from emptyset.registry import ranges, refiners
 
@@ -118,11 +119,12 @@ class Calibrate:
             observe_statistics(student, estimators, self.config.deviations)
         else:
             self._observe(student, images, watched, estimators, monitor)
+        paths = weight_paths(student)
         for name, quantizer in student.quantizers.items():
             if name in estimators:
                 quantizer.set_range(*estimators[name].low_high())
             else:
-                self._set_weight(student, name, quantizer)
+                self._set_weight(attribute(student.program, paths.get(name, name)), quantizer)
         if self.config.input_range == "pixels" and _quantizes_images_alone(student):
             student.quantizers[INPUT].set_range(*student.teacher.input.pixel_range())
         keep_biases_in_int32(student)
@@ -157,8 +159,7 @@ class Calibrate:
         _, height, width = student.teacher.input.shape
         return max(1, min(self.config.batch_size, PIXELS_IN_A_FORWARD // (height * width)))
 
-    def _set_weight(self, student: Student, name: str, quantizer: AffineFakeQuantizer) -> None:
-        weight = attribute(student.program, name)
+    def _set_weight(self, weight: Tensor, quantizer: AffineFakeQuantizer) -> None:
         estimator = self._estimator(quantizer)
         estimator.update(weight.detach())
         quantizer.set_range(*estimator.low_high())

@@ -51,7 +51,7 @@ Differs from source: with stored images activation ranges come from these (augme
 from dataclasses import dataclass
 from fractions import Fraction
 
-from emptyset.errors import ImagesError, NotCalibratedError, RecipeError
+from emptyset.errors import NotCalibratedError, RecipeError
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images, ImageSource, LiveSource
 from emptyset.images.mixing import IMAGES_ONLY, MIXINGS
@@ -65,8 +65,7 @@ from emptyset.refiners.course import EXTREMES, GENERATOR, IMAGES, PRESETS, RANGE
 from emptyset.refiners.generator_ranges import follow_generator
 from emptyset.refiners.inundation import INUNDATIONS
 from emptyset.refiners.published_rates import note_folded_rates
-from emptyset.refiners.source_warm_up import warmed_up
-from emptyset.refiners.student_losses import NO_LABELS
+from emptyset.refiners.source_warm_up import require_labels, warmed_up
 from emptyset.refiners.training import Training
 from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
 from emptyset.registry import refiners
@@ -313,8 +312,8 @@ class DistillConfig:
         warm_up = max(round(steps * share), ranges)
         if warm_up >= steps:
             raise RecipeError(
-                f"distill: the student would learn nothing: of {steps} steps the first {warm_up} "
-                "are the warm-up, or ranges are tracked in them. Raise steps, or lower warm_up."
+                f"distill: the student would learn nothing: {warm_up} of {steps} steps are the "
+                "warm-up. Raise steps, or lower warm_up."
             )
         if source is not None and source.needs_student and not self.legacy:
             ranges = warm_up  # it asks the student from the first batch on
@@ -367,18 +366,17 @@ class Distill:
         Raises:
             ImagesError: If there are no images, or labels are needed and missing.
             NotCalibratedError: If the student has no ranges and the source cannot give images.
-            CollapseError: If training diverged; the student is then as it was. Beside a live source
-                a DivergedError, which names the loss term; the student is the last good one.
+            CollapseError: If training diverged; the student is then as it was. Beside a live
+                source a DivergedError, which names the loss term; the student is the last good one.
             UnsupportedModelError: If features are asked for that the network does not have.
         """
         live = images if isinstance(images, LiveSource) else None
         course = self.config.course(student.bits, live)
-        if live is not None and not live.labelled and course.cross_entropy > 0:
-            raise ImagesError(NO_LABELS)
         if not course.learned:
             note_folded_rates(student, self.config.preset, monitor)
-        calibrated = not student.without_ranges()
-        calibrate = refiners.get("calibrate")
+        if live is not None:
+            require_labels(live, course)
+        calibrated, calibrate = not student.without_ranges(), refiners.get("calibrate")
         refiner = calibrate.make(calibrate.config())
         if course.learned and live is not None:
             made = warmed_up(live, course, seed=seed, monitor=monitor, draw=not calibrated)

@@ -11,6 +11,7 @@ from emptyset.quantizers.learned_step import (
     LearnedStep,
     TrackedRange,
 )
+from emptyset.reconstruction.units import weight_paths
 from emptyset.refiners.course import EXTREMES, Course
 
 Learner = LearnedStep | FollowedRange | TrackedRange | ExtremeRange
@@ -22,12 +23,15 @@ class Learners:
     def __init__(self, student: Student, course: Course) -> None:
         self._student = student
         self._learners: dict[str, Learner] = {}
+        paths = weight_paths(student)
         for name, quantizer in student.quantizers.items():
             learner: Learner
             if course.learned:
                 learner = LearnedStep(quantizer, course.mask)
             elif quantizer.axis is not None:
-                learner = FollowedRange(quantizer, attribute(student.program, name))
+                learner = FollowedRange(
+                    quantizer, attribute(student.program, paths.get(name, name))
+                )
             elif course.ranges == EXTREMES:
                 learner = ExtremeRange(quantizer)
             else:

@@ -4,15 +4,26 @@ makes the images that the first ranges come from.
 
 import torch
 
-from emptyset.errors import CollapseError
+from emptyset.errors import CollapseError, ImagesError
 from emptyset.images.image_set import ImageSet
 from emptyset.images.image_source import LiveSource
 from emptyset.monitor import Monitor, State
 from emptyset.refiners.course import Course
+from emptyset.refiners.student_losses import NO_LABELS
 
 KEY = "distill.warm_up"
 SHOWN = "distill"
 CALIBRATION_IMAGES = 256
+
+
+def require_labels(source: LiveSource, course: Course) -> None:
+    """Refuse a source without labels beside a loss of labels, before it has learnt anything.
+
+    Raises:
+        ImagesError: If so.
+    """
+    if not source.labelled and course.cross_entropy > 0:
+        raise ImagesError(NO_LABELS)
 
 
 def warmed_up(

@@ -73,6 +73,8 @@ class Noise:
             "settings": asdict(self.config),
             "seed": seed,
             "teacher": teacher.weights_hash,
+            "mean": list(teacher.input.mean),
+            "std": list(teacher.input.std),
             "count": count,
             "compiled": False,
             "dtype": "float32",
