@@ -123,6 +123,130 @@ def test_pools_keep_the_mean_or_take_the_largest(teacher_of: Make) -> None:
     torch.testing.assert_close(pooled.moments()[0], largest.moments()[0])
 
 
+@pytest.mark.parametrize("plan", ["integer", "edges_8bit"])
+def test_an_adaptive_max_pool_takes_the_largest_too(plan: str, teacher_of: Make) -> None:
+    net = nn.Sequential(
+        block(3, 4, 1), nn.AdaptiveMaxPool2d((4, 5)), nn.Flatten(), nn.Linear(80, 6)
+    )
+    student = prepare(teacher_of(net), "w8a8", plan=plan)
+    known = activation_statistics(student)
+    before, largest = known[node_of(student, "conv2d")], known[node_of(student, "flatten")]
+    # Windows of 2 x 2, which count as two values: mean + deviation / sqrt(pi).
+    expected = (before.mean + before.deviation / torch.pi**0.5).repeat_interleave(4 * 5)
+    torch.testing.assert_close(largest.moments()[0], expected, atol=2e-3, rtol=0)
+    assert node_of(student, "linear") in known
+
+
+class Placed(nn.Module):
+    """A convolution with BatchNorm, and whatever is made of its output."""
+
+    def __init__(self, channels: int, after: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.block, self.after = block(3, channels, 1), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(F.relu(self.block(x)))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda x: x.permute(0, 2, 3, 1),
+        lambda x: F.silu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+        lambda x: x.mean(3),
+        lambda x: x.mean((2, 3), keepdim=True),
+        lambda x: x.permute(0, 2, 3, 1).mean(1),
+        lambda x: x.flatten(2).transpose(1, 2) * 2.0,
+    ],
+    ids=["last", "there and back", "rows", "pooled", "last of rows", "tokens"],
+)
+def test_channels_are_known_wherever_they_go(
+    after: Callable[[Tensor], Tensor], teacher_of: Make
+) -> None:
+    """Against one image of normal values as large as the network's, sent through."""
+    net = Placed(4, after)
+    student = prepare(teacher_of(net), "w8a8", plan="every_layer")
+    output = next(n for n in student.program.graph.nodes if n.op == "output").all_input_nodes[0]
+    known, norm = activation_statistics(student), net.block[1]
+    spread = norm.weight.abs() * (norm.running_var / (norm.running_var + norm.eps)).sqrt()
+    noise = torch.randn(900, 4, 8, 10, generator=torch.Generator().manual_seed(0))
+    values = after(F.relu(norm.bias.view(-1, 1, 1) + spread.view(-1, 1, 1) * noise))
+    rows = values.movedim(known.axis(output), 0).flatten(1).double()
+    torch.testing.assert_close(known[output].moments()[0], rows.mean(1), atol=0.02, rtol=0.02)
+
+
+def test_a_linear_over_channels_that_come_last_is_a_weighted_sum(teacher_of: Make) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.linear = block(3, 5, 1), nn.Linear(5, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.block(x)).permute(0, 2, 3, 1)
+            return F.relu(self.linear(x)).mean((1, 2))
+
+    net = Last()
+    student = prepare(teacher_of(net), "w8a8")
+    known = activation_statistics(student)
+    linear, inputs = node_of(student, "linear"), known[node_of(student, "relu")].moments()[0]
+    expected = [
+        float(bias) + sum(float(w) * float(m) for w, m in zip(row, inputs, strict=True))
+        for row, bias in zip(net.linear.weight, net.linear.bias, strict=True)
+    ]
+    assert known[linear].moments()[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert (known.axis(linear), len(known.read_by(linear))) == (3, 5)
+    assert known.axis(node_of(student, "mean")) == 1
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda x: F.linear(x, x.new_zeros(6, 10) + 1.0),
+        lambda x: x.mean(1),
+        lambda x: x.mean((1, 2)),
+        lambda x: x.mean(),
+        lambda x: F.avg_pool2d(x.permute(0, 2, 3, 1), 2),
+        lambda x: F.adaptive_max_pool2d(x.permute(0, 2, 3, 1), 2),
+        lambda x: F.adaptive_max_pool2d(x, 2, return_indices=True)[1] * 1.0,
+        lambda x: x / (1.0 + F.softmax(x, 1)),
+        lambda x: (1.0 + F.softmax(x, 1)) / x,
+        lambda x: torch.pow(2.0, x),
+        lambda x: x + x.transpose(1, 3),
+        lambda x: torch.stack([x, F.softmax(x, 1)]).clone(),
+    ],
+    ids=[
+        "computed weight", "mean over channels", "over rows too", "over everything",
+        "pool over channels", "largest over channels", "places", "divisor", "dividend", "exponent",
+        "channels at odds", "stack",
+    ],
+)  # fmt: skip
+def test_what_goes_across_channels_or_meets_the_unknown_is_unknown(
+    after: Callable[[Tensor], Tensor], teacher_of: Make
+) -> None:
+    # As many channels as columns: no size tells that an axis is the wrong one.
+    student = prepare(teacher_of(Placed(10, after)), "w8a8", plan="every_layer")
+    known = activation_statistics(student)
+    output = next(n for n in student.program.graph.nodes if n.op == "output").all_input_nodes[0]
+    assert node_of(student, "relu") in known
+    assert output not in known
+
+
+def test_a_layer_that_reads_along_another_axis_is_told_nothing(teacher_of: Make) -> None:
+    class AlongTheWidth(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.width = block(3, 10, 1), nn.Linear(10, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.width(F.relu(self.block(x)))).mean((2, 3))
+
+    student = prepare(teacher_of(AlongTheWidth()), "w8a8")
+    known, layer = activation_statistics(student), node_of(student, "linear")
+    assert layer.args[0] in known
+    assert known.read_by(layer) is None
+    assert layer not in known
+
+
 def test_a_layer_without_batch_norm_is_a_weighted_sum(teacher_of: Make) -> None:
     net = nn.Sequential(
         block(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 8, (1, 3), groups=2), nn.AdaptiveAvgPool2d(1),

@@ -54,9 +54,19 @@ def shuffled(x: Tensor) -> Tensor:
         (lambda x: F.pad(F.relu(x), (0, 1, 1, 0, 2, 1)), [-1, -1, 0, 1, 2, 3, 4, 5, -1]),
         (lambda x: F.relu(x)[:, 1:4], [1, 2, 3]),
         (lambda x: torch.cat([F.relu(x), x.relu()], 1), [0, 1, 2, 3, 4, 5] * 2),
+        (lambda x: F.adaptive_max_pool2d(F.relu(x), (4, 5)), [0, 1, 2, 3, 4, 5]),
+        # 26 of 99 values are zeros: their average with channel 5 must not be taken for channel 4.
+        (
+            lambda x: F.pad(x, (1, 0, 1, 2)).mean((2, 3), keepdim=True).expand(-1, -1, 3, 4),
+            [0, 1, 2, 3, 4, 5],
+        ),
+        (lambda x: F.pixel_unshuffle(F.pixel_shuffle(F.relu(x)[:, 2:], 2), 2), [2, 3, 4, 5]),
     ],
-    ids=["relu", "nothing", "max pool", "average", "shuffle", "pad", "slice", "concat"],
-)
+    ids=[
+        "relu", "nothing", "max pool", "average", "shuffle", "pad", "slice", "concat",
+        "adaptive max pool", "mean of a padded image", "shuffled into pixels and back",
+    ],
+)  # fmt: skip
 def test_channels_are_followed_to_the_reader(
     between: Callable[[Tensor], Tensor], channels: list[int], plan: str, teacher_of: Make
 ) -> None:
@@ -83,6 +93,138 @@ def test_what_does_not_scale_with_its_input_ends_the_chain(
     between: Callable[[Tensor], Tensor], teacher_of: Make
 ) -> None:
     assert chains_of(Net(between, nn.Conv2d(6, 4, 3)), teacher_of, "every_layer") == []
+
+
+@pytest.mark.parametrize(
+    ("between", "inputs"),
+    [
+        (lambda x: F.relu(x).mean(1, keepdim=True), 1),
+        (lambda x: F.avg_pool2d(F.pixel_shuffle(F.relu(x)[:, 1:5], 2), 2), 1),
+        (lambda x: F.max_pool2d(F.pixel_shuffle(F.relu(x)[:, 1:5], 2), 2), 1),
+        (lambda x: F.interpolate(F.pixel_shuffle(F.relu(x)[:, 1:5], 2), size=(5, 7)), 1),
+        (lambda x: F.avg_pool2d(x.permute(0, 2, 3, 1), (1, 3)).permute(0, 3, 1, 2), 2),
+        (lambda x: x[:, torch.arange(4)], 4),
+        (lambda x: F.adaptive_max_pool2d(x, 3, return_indices=True)[1] * x[:, :, :3, :3], 6),
+    ],
+    ids=[
+        "mean over channels", "average of pixels that were channels", "largest of such",
+        "one of such", "pool over channels", "index that is computed", "places of a max pool",
+    ],
+)  # fmt: skip
+def test_channels_that_meet_or_go_where_nobody_knows_end_the_chain(
+    between: Callable[[Tensor], Tensor], inputs: int, teacher_of: Make
+) -> None:
+    assert chains_of(Net(between, nn.Conv2d(inputs, 4, 3)), teacher_of, "every_layer") == []
+
+
+class Stacked(nn.Module):
+    """Rows of two layers stand below each other, or channels of two beside each other."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.above, self.below = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 3, padding=1)
+        self.reader = nn.Conv2d(6 if axis == 2 else 12, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([F.relu(self.above(x)), F.relu(self.below(x))], self.axis)
+        return self.reader(x).mean((2, 3))
+
+
+def test_what_comes_from_another_layer_is_no_zero(teacher_of: Make) -> None:
+    assert chains_of(Stacked(2), teacher_of) == []
+    chains, none = chains_of(Stacked(1), teacher_of), [-1] * 6
+    assert [chain.readers[0].channels.tolist() for chain in chains] == [
+        [*range(6), *none],
+        [*none, *range(6)],
+    ]
+    assert not any(chain.readers[0].padded for chain in chains)
+
+
+@pytest.mark.parametrize(
+    ("between", "padded"),
+    [
+        (F.relu, False),
+        (lambda x: F.pad(F.relu(x), (1, 0)), True),
+        (lambda x: F.pad(F.relu(x), (0, 0, 0, 0, 1, 0))[:, 1:], False),
+        (lambda x: F.adaptive_avg_pool2d(F.pad(F.relu(x), (1, 2)), (2, 3)), True),
+        (lambda x: F.relu(F.pad(x, (1, 2)).mean((2, 3), keepdim=True)), True),
+        (lambda x: F.interpolate(F.pad(x, (1, 2)), size=(3, 5), mode="bilinear")[..., 1:-1], True),
+        (lambda x: F.avg_pool2d(x, 3, padding=1), True),
+        (lambda x: F.avg_pool2d(x, 3, padding=1, count_include_pad=False), False),
+        (lambda x: F.max_pool2d(F.pad(F.relu(x), (1, 1, 1, 1)), 2), False),
+        (lambda x: F.max_pool2d(F.pad(F.relu(x), (2, 2, 2, 2)), 2), True),
+        (lambda x: F.adaptive_avg_pool2d(F.relu(x), (2, 3)), False),
+        (lambda x: F.interpolate(x, size=(3, 5), mode="bicubic"), False),
+    ],
+    ids=[
+        "nothing", "pad", "channel of zeros", "average of a padded image", "mean of one",
+        "interpolated at its border", "average that pads", "average that leaves the border out",
+        "largest beside zeros", "largest of zeros", "average", "interpolated",
+    ],
+)  # fmt: skip
+def test_zeros_around_are_seen_even_where_an_average_took_them_in(
+    between: Callable[[Tensor], Tensor], padded: bool, teacher_of: Make
+) -> None:
+    (chain,) = chains_of(Net(between, nn.Conv2d(6, 4, 1)), teacher_of)
+    assert chain.readers[0].channels.tolist() == list(range(6))
+    assert chain.readers[0].padded is padded
+
+
+class MaxPooled(nn.Module):
+    """A layer is read by another, and by a third behind a max pool that tells places too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = (
+            nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.Linear(6 * 2 * 4, 5)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        pooled = F.adaptive_max_pool2d(x, (2, 4)).flatten(1)
+        return self.left(x).mean((2, 3)) + self.right(pooled)
+
+
+def test_a_reader_behind_an_operator_of_two_outputs_is_not_overlooked(teacher_of: Make) -> None:
+    (chain,) = chains_of(MaxPooled(), teacher_of)
+    channels = {reader.node.target: reader.channels.tolist() for reader in chain.readers}
+    assert channels == {
+        torch.ops.aten.conv2d.default: list(range(6)),
+        torch.ops.aten.linear.default: [c for c in range(6) for _ in range(8)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "before"),
+    [
+        (nn.Conv1d(3, 6, 3), nn.Conv1d(6, 4, 5), lambda x: x.flatten(2)),
+        (nn.Conv3d(2, 6, 1), nn.Conv3d(6, 4, (1, 3, 1)), lambda x: x.unsqueeze(1)[:, [0, 0]]),
+        (nn.Linear(3, 6), nn.Linear(6, 4), lambda x: x.permute(0, 2, 3, 1)),
+        (nn.Linear(3, 6), nn.Linear(6, 4), lambda x: x[:, :, 2:3].permute(0, 2, 3, 1)),
+        (nn.Linear(3, 6), nn.Linear(6, 4), lambda x: x.flatten(2).transpose(1, 2)),
+        (nn.Linear(10, 6), nn.Linear(6, 4), lambda x: x),
+    ],
+    ids=["conv1d", "conv3d", "channels last", "of one row", "tokens", "along the width"],
+)
+def test_the_operator_tells_where_the_channels_are(
+    first: nn.Module, second: nn.Module, before: Callable[[Tensor], Tensor], teacher_of: Make
+) -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(F.relu(self.first(before(x)))).flatten(1)
+
+    (chain,) = chains_of(Placed(), teacher_of)
+    assert chain.name == "first"
+    assert chain.readers[0].channels.tolist() == list(range(6))
+    axis = channel_axis(chain.writer)
+    assert shape_of(chain.writer)[axis] == 6
+    # A clip in between has its bounds along the same axis.
+    assert channel_axis(chain.between[0]) == axis
 
 
 class Branched(nn.Module):

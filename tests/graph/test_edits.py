@@ -136,3 +136,38 @@ def test_bounds_that_differ_stay(student: Student) -> None:
     clip = next(n for n in student.program.graph.nodes if name_of(n) == "hardtanh")
     clip_per_channel(student.program, clip, LOW, HIGH)
     assert lower_uniform_clips(student.program) == 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "before", "around"),
+    [
+        (nn.Linear(3, 4, bias=False), lambda x: x.permute(0, 2, 3, 1), (1, 1, 4)),
+        (nn.Conv1d(3, 4, 3, bias=False), lambda x: x.flatten(2), (4, 1)),
+        (nn.Conv3d(1, 4, 3, bias=False, padding=1), lambda x: x.unsqueeze(1), (4, 1, 1, 1)),
+    ],
+    ids=["channels last", "conv1d", "conv3d"],
+)
+def test_bounds_and_biases_are_those_of_the_channels_wherever_these_lie(
+    layer: nn.Module, before: Callable[[Tensor], Tensor], around: tuple[int, ...],
+    x: Tensor, teacher_of: Make,
+) -> None:  # fmt: skip
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.hardtanh(self.layer(before(x)), 0.0, 0.4).flatten(1)
+
+    student = prepare(teacher_of(Placed()), "w4a4", plan="every_layer")
+    clip = next(n for n in student.program.graph.nodes if name_of(n) == "hardtanh")
+    clip_per_channel(student.program, clip, LOW, HIGH)
+    add_bias(student.program, weighted_layers(student.program)[0], integer_biases=False)
+    student.program.recompile()
+    bias = torch.tensor([0.1, -0.2, 0.3, 0.0])
+    attribute(student.program, "layer.bias").copy_(bias)
+    with student.float_mode():
+        found = student(x)
+    hidden = layer(before(x)) + bias.view(around)
+    expected = torch.maximum(torch.minimum(hidden, HIGH.view(around)), LOW.view(around))
+    torch.testing.assert_close(found, expected.flatten(1))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from emptyset.graph import layer_moments
 from emptyset.graph.layer_moments import Moments, float_moments, quantized_moments_in_turn
-from emptyset.graph.operators import weighted_layers
+from emptyset.graph.operators import layer_path, weighted_layers
 from emptyset.graph.room import MappedFile
 from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import ImageSet
@@ -115,6 +115,41 @@ def test_no_more_than_the_limit_is_held_and_nothing_in_files_without_need(
     assert files == []
     moments(student, images, most[0] - 1)
     assert files != []
+
+
+class Placed(nn.Module):
+    """Convolutions of one and three dimensions, and a linear with as many outputs as rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.line = nn.Linear(3, 6), nn.Conv1d(6, 5, 3)
+        self.space, self.head = nn.Conv3d(1, 4, (3, 2, 1)), nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.linear(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        x = F.relu(self.line(x.flatten(2))).unsqueeze(1).unflatten(3, (2, 23))
+        return self.head(F.relu(self.space(x)).mean((2, 3, 4)))
+
+
+def test_channels_lie_where_the_operator_has_them(images: Tensor) -> None:
+    net = Placed().requires_grad_(False).eval()
+    spec = InputSpec((3, 6, 8), (0.5,) * 3, (0.25,) * 3)
+    student = prepare(Teacher("placed", net, spec), "w4a4", plan="every_layer")
+    Calibrate(CalibrateConfig()).refine(student, ImageSet(images))
+    layers, kept = weighted_layers(student.program), {}
+    for name, module in net.named_children():
+        module.register_forward_hook(lambda _, __, out, name=name: kept.update({name: out}))
+    net(images)
+    others = {"linear": (0, 1, 2), "line": (0, 2), "space": (0, 2, 3, 4), "head": (0,)}
+    found = float_moments(student, layers, images.split(4))
+    in_turn = dict(quantized_moments_in_turn(student, layers, images.split(4)))
+    assert [layer_path(layer) for layer in layers] == list(others)
+    for layer in layers:
+        values, axes = kept[layer_path(layer)].double(), others[layer_path(layer)]
+        torch.testing.assert_close(found[layer].mean, values.mean(axes), atol=1e-6, rtol=1e-5)
+        spread = values.var(axes, correction=0).sqrt()
+        torch.testing.assert_close(found[layer].deviation, spread, atol=1e-6, rtol=1e-5)
+        assert in_turn[layer].mean.shape == found[layer].mean.shape
 
 
 def test_sums_in_parts_are_those_of_all_values(

@@ -1,5 +1,6 @@
 """Bias absorption: exact where nothing is clipped, and only where it can be."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -107,6 +108,51 @@ def test_behind_anything_but_a_relu_nothing_moves(between: Any, small: Any) -> N
             return self.second(between(self.first(x))).mean((2, 3))
 
     assert absorbed(prepare(high_biases(small, Other()), "w8a8")).originals == {}
+
+
+class Reduced(nn.Module):
+    """A block with a ReLU, something, and a layer."""
+
+    def __init__(self, small: Any, between: Callable[[Tensor], Tensor], inputs: int = 6) -> None:
+        super().__init__()
+        self.first, self.between = small.block(3, 6, 1), between
+        self.second = nn.Conv2d(inputs, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(F.relu(self.first(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("between", "inputs", "moves"),
+    [
+        (lambda x: F.adaptive_avg_pool2d(x, 1), 6, True),
+        (lambda x: F.adaptive_avg_pool2d(F.pad(x, (1, 2, 1, 0)), 1), 6, False),
+        (lambda x: F.pad(x, (1, 2)).mean((2, 3), keepdim=True), 6, False),
+        (lambda x: F.avg_pool2d(F.pad(x, (1, 2)), 3)[..., 1:-1], 6, False),
+        (lambda x: F.max_pool2d(F.pad(x, (0, 2)), 2), 6, False),
+        (lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 2), 6, True),
+        (lambda x: F.interpolate(F.pad(x, (0, 2)), size=(5, 7), mode="bilinear"), 6, False),
+        (lambda x: F.adaptive_avg_pool2d(F.pixel_shuffle(x[:, :4], 2), 3), 1, False),
+        (lambda x: x.mean(1, keepdim=True), 1, False),
+    ],
+    ids=[
+        "average", "average of zeros too", "mean of zeros too", "border of averages cut off",
+        "largest of zeros", "largest beside zeros", "interpolated with zeros",
+        "pool of shuffled pixels", "mean over channels",
+    ],
+)  # fmt: skip
+def test_nothing_moves_where_it_would_not_arrive_in_every_value(
+    between: Callable[[Tensor], Tensor], inputs: int, moves: bool, small: Any
+) -> None:
+    teacher = high_biases(small, Reduced(small, between, inputs))
+    # Nothing is clipped on these images, so nothing may change.
+    student = absorbed(prepare(teacher, "w8a8", plan="edges_8bit"), deviations=6.5)
+    assert ("first.0.absorbed" in dict(student.program.named_parameters())) is moves
+    x = small.images(40).images
+    expected = teacher.module(x)
+    for mode in (student.unquantized, student.float_mode):
+        with mode():
+            torch.testing.assert_close(student(x), expected, atol=2e-4, rtol=1e-5)
 
 
 def test_one_layer_alone_costs_what_it_cost_before(small: Any) -> None:

@@ -1,5 +1,6 @@
 """Equalization: no output changes, every pair of ranges agrees, and what may not change stays."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,142 @@ def test_float_mode_stays_the_teacher(make: str, balance: str, plan: str, small:
         expected = student.teacher.module(x)
         scale = expected.abs().max().item()
         torch.testing.assert_close(student(x), expected, atol=1e-5 * max(1.0, scale), rtol=0)
+
+
+class Between(nn.Module):
+    """A convolution with ``outputs`` channels, something, a layer, and a head for its channels."""
+
+    def __init__(
+        self, outputs: int, between: Callable[[Tensor], Tensor], layer: nn.Module, axis: int = 1
+    ) -> None:
+        super().__init__()
+        self.first, self.between, self.layer = nn.Conv2d(3, outputs, 3), between, layer
+        self.head, self.axis = nn.Linear(7, 5), axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.layer(self.between(F.relu(self.first(x)))))
+        return self.head(x.movedim(self.axis, 1).unsqueeze(2).flatten(2).mean(2))
+
+
+class Stacked(nn.Module):
+    """Rows of two convolutions below each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.above, self.below = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.reader, self.head = nn.Conv2d(8, 7, 3), nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([F.relu(self.above(x)), F.relu(self.below(x))], 2)
+        return self.head(F.relu(self.reader(x)).mean((2, 3)))
+
+
+class MaxPooled(nn.Module):
+    """One convolution is read by another and, behind an adaptive max pool, by a linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1)
+        self.right = nn.Linear(6 * 2 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        pooled = F.adaptive_max_pool2d(x, (2, 4)).flatten(1)
+        return self.left(x).mean((2, 3)) + self.right(pooled)
+
+
+class ChannelsLast(nn.Module):
+    """Linears over ``(N, rows, W, C)``."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows, self.stem = rows, nn.Conv2d(3, 6, 1)
+        self.one, self.two, self.head = nn.Linear(6, 9), nn.Linear(9, 7), nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))[:, :, : self.rows].permute(0, 2, 3, 1)
+        return self.head(F.relu(self.two(F.relu(self.one(x)))).mean((1, 2)))
+
+
+class Convolutions(nn.Module):
+    """Two convolutions of one or three dimensions."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        conv = nn.Conv1d if dimensions == 1 else nn.Conv3d
+        self.one = conv(3 if dimensions == 1 else 1, 6, 3, padding=1)
+        self.two, self.head = conv(6, 7, 3), nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2) if self.one.weight.dim() == 3 else x.unsqueeze(1)
+        return self.head(F.relu(self.two(F.relu(self.one(x)))).flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("plan", ["integer", "edges_8bit"])
+@pytest.mark.parametrize(
+    ("make", "rescaled"),
+    [
+        (
+            lambda: Between(8, lambda x: x.mean(1, keepdim=True), nn.Conv2d(1, 7, 3)),
+            {"layer"},
+        ),
+        (
+            lambda: Between(
+                8,
+                lambda x: F.adaptive_avg_pool2d(F.pixel_shuffle(x, 2), 1).flatten(1),
+                nn.Linear(2, 7),
+            ),
+            {"layer"},
+        ),
+        (
+            lambda: Between(6, lambda x: F.pad(x, (2, 1)).mean((2, 3)), nn.Linear(6, 7)),
+            {"first", "layer"},
+        ),
+        (
+            # As many columns as channels: the linear reads the columns.
+            lambda: Between(10, lambda x: x, nn.Linear(10, 7), axis=3),
+            {"layer"},
+        ),
+        (Stacked, {"reader"}),
+        (MaxPooled, {"stem"}),
+        (lambda: ChannelsLast(8), {"stem", "one", "two"}),
+        (lambda: ChannelsLast(1), {"stem", "one", "two"}),
+        (lambda: Convolutions(1), {"one", "two"}),
+        (lambda: Convolutions(3), {"one", "two"}),
+    ],
+    ids=[
+        "mean over channels", "pool of shuffled pixels", "mean of a padded image",
+        "along the width", "rows of two layers", "adaptive max pool", "channels last",
+        "channels last, one row", "conv1d", "conv3d",
+    ],
+)  # fmt: skip
+def test_float_mode_stays_the_teacher_wherever_channels_go(
+    make: Callable[[], nn.Module], rescaled: set[str], plan: str, small: Any
+) -> None:
+    student, x = equalized(small, make(), plan=plan), small.images(50).images
+    with student.float_mode():
+        expected = student.teacher.module(x)
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(student(x), expected, atol=1e-5 * max(1.0, scale), rtol=0)
+    # Of these layers the bias, which nothing but their own factors changes.
+    before, after = student.teacher.module.state_dict(), student.program.state_dict()
+    biases = [name for name in before if name.endswith(".bias")]
+    changed = {n.removesuffix(".bias") for n in biases if not torch.equal(before[n], after[n])}
+    assert changed == rescaled
+
+
+def test_an_adaptive_max_pool_is_balanced_by_what_batch_norm_tells(small: Any) -> None:
+    net = nn.Sequential(
+        small.block(3, 6), nn.ReLU(), nn.AdaptiveMaxPool2d((2, 3)), nn.Conv2d(6, 4, 2),
+        nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    student, x = equalized(small, net, balance="activations"), small.images(20).images
+    assert not torch.equal(student.program.state_dict()["0.0.bias"], net[0][1].bias)
+    with student.float_mode():
+        torch.testing.assert_close(student(x), net(x), atol=1e-4, rtol=1e-5)
+    Calibrate(DATA_FREE).refine(student, small.images(1))
+    BiasCorrection(BiasCorrectionConfig()).refine(student, small.images(1))
+    assert bool(torch.isfinite(student(x)).all())
 
 
 def test_rows_and_columns_have_the_same_range_afterwards(small: Any) -> None:

@@ -20,6 +20,7 @@ Source: Nagel et al. 2019, arXiv:1906.04721, sections 4.1 and 4.2, for layers wi
 """
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,11 +28,13 @@ from torch import Tensor, fx
 
 from emptyset.graph.batch_norm import BATCH_NORM_OUTPUT, output_statistics
 from emptyset.graph.channel_labels import (
+    MAX_POOLS,
     channel_axis,
     channels_along,
     labels_behind,
     moves_values,
     own_labels,
+    reduced_axes,
     shape_of,
     value_of,
 )
@@ -42,6 +45,7 @@ from emptyset.graph.operators import (
     attribute,
     clip_bounds,
     is_clip,
+    is_getitem,
     is_parameter,
     is_weighted,
     layer_path,
@@ -59,23 +63,53 @@ FUNCTIONS = {
     "hardtanh", "clamp", "relu6", "rsub",
 }  # fmt: skip
 
-Known = dict[fx.Node, ClippedNormal]
+# A description, and the axis of the tensor that its channels lie along, from 0.
+Told = tuple[ClippedNormal, int]
+
+
+class Known(Mapping[fx.Node, ClippedNormal]):
+    """Description of every tensor that is known, by node."""
+
+    def __init__(self) -> None:
+        self._told: dict[fx.Node, Told] = {}
+
+    def __getitem__(self, node: fx.Node) -> ClippedNormal:
+        return self._told[node][0]
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self._told)
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def add(self, node: fx.Node, told: Told) -> None:
+        """Tell one more; a description that does not fit the tensor is left out."""
+        if shape_of(node)[told[1]] == len(told[0]):
+            self._told[node] = told
+
+    def axis(self, node: fx.Node) -> int:
+        """Axis of the tensor that its channels lie along, from 0."""
+        return self._told[node][1]
+
+    def read_by(self, layer: fx.Node) -> ClippedNormal | None:
+        """Description of what a layer reads; None where its channels are no channels of that."""
+        source: Any = layer.args[0]
+        return self[source] if source in self and self.axis(source) == channel_axis(layer) else None
 
 
 @torch.no_grad()
 def activation_statistics(student: Student) -> Known:
-    """Description of every tensor that is known, by node; along its `channel_axis`."""
-    program = student.program
-    known: Known = {}
+    """Description of every tensor that is known, by node."""
+    program, known = student.program, Known()
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            found: ClippedNormal | None = _image(student.teacher.input)
+            told: Told | None = _image(student.teacher.input), channel_axis(node)
         elif node.op == "call_module":
-            found = known.get(node.args[0])
+            told = _same(node, known)
         else:
-            found = _described(program, node, known)
-        if found is not None:
-            known[node] = found
+            told = _described(program, node, known)
+        if told is not None:
+            known.add(node, told)
     return known
 
 
@@ -101,38 +135,48 @@ def _image(spec: InputSpec) -> ClippedNormal:
     return ClippedNormal.of(mean, deviation).clipped(low, high)
 
 
-def _described(program: fx.GraphModule, node: fx.Node, known: Known) -> ClippedNormal | None:
+def _same(node: fx.Node, known: Known) -> Told | None:
+    """What is known of the node's input."""
+    source = argument(node, 0)
+    if not isinstance(source, fx.Node) or source not in known:
+        return None
+    return known[source], known.axis(source)
+
+
+def _described(program: fx.GraphModule, node: fx.Node, known: Known) -> Told | None:
     told = layer_statistics(program, node)
     if told is not None:
-        return told
-    sources = [source for source in node.all_input_nodes if source in known]
-    if not sources:
-        return None
-    kind = name_of(node)
+        # Behind a BatchNorm, folded or not, channels come second.
+        return told, channel_axis(node) if is_weighted(node) else 1
     if is_weighted(node):
-        return _weighted_sum(program, node, known)
-    if is_clip(node):
-        low, high = clip_bounds(node) or (-math.inf, math.inf)
-        return known[sources[0]].clipped(low, high)
-    bounds = channel_clip_bounds(program, node)
-    if bounds is not None:
-        return known[sources[0]].clipped(*(end.cpu() for end in bounds))
-    if kind in AVERAGE:
-        return _average(node, known[sources[0]])
-    if kind in ("max_pool2d", "adaptive_max_pool2d"):
-        return known[sources[0]].largest_of(math.sqrt(_window(node)))
+        found = _weighted_sum(program, node, known.read_by(node))
+        return None if found is None else (found, channel_axis(node))
+    kind = name_of(node)
+    if kind in MAX_POOLS or is_getitem(node):
+        return _largest(node, known)
+    if not any(source in known for source in node.all_input_nodes):
+        return None
     if kind in ("add", "sub", "mul"):
         return _binary(program, node, known)
-    if kind in FUNCTIONS and len(sources) == 1:
-        return _function(program, node, known[sources[0]])
     if moves_values(node):
-        return _moved(node, {source: known[source] for source in sources})
-    return None
+        return _moved(node, known)
+    told_source = _same(node, known)
+    if told_source is None:
+        return None
+    source, axis = told_source
+    if kind in AVERAGE:
+        return _average(node, source, axis)
+    bounds = clip_bounds(node) if is_clip(node) else channel_clip_bounds(program, node)
+    if bounds is not None:
+        low, high = (end.cpu() if isinstance(end, Tensor) else end for end in bounds)
+        return source.clipped(low, high), axis
+    return _function(program, node, source, axis) if kind in FUNCTIONS else None
 
 
-def _weighted_sum(program: fx.GraphModule, node: fx.Node, known: Known) -> ClippedNormal | None:
+def _weighted_sum(
+    program: fx.GraphModule, node: fx.Node, source: ClippedNormal | None
+) -> ClippedNormal | None:
     """A layer without BatchNorm: its inputs are taken for independent."""
-    source = known.get(node.args[0])  # type: ignore[arg-type]
     weight_node, bias_node = parameter_of(node.args[1]), parameter_of(argument(node, 2))
     if source is None or weight_node is None or name_of(node) == "conv_transpose2d":
         return None
@@ -161,27 +205,51 @@ def grouped_sum(weight: Tensor, inputs_C: Tensor, groups: int) -> Tensor:
     return (parts * values).sum(2).flatten()
 
 
-def _average(node: fx.Node, source: ClippedNormal) -> ClippedNormal | None:
-    kept = len(shape_of(node)) < 2 or shape_of(node)[channel_axis(node)] == len(source)
-    return source.averaged() if kept else None
+def _average(node: fx.Node, source: ClippedNormal, axis: int) -> Told | None:
+    axes = reduced_axes(node)
+    if axis in axes:
+        return None
+    dropped = len(shape_of(node.all_input_nodes[0])) > len(shape_of(node))
+    return source.averaged(), axis - sum(other < axis for other in axes if dropped)
 
 
-def _window(node: fx.Node) -> int:
+def _largest(node: fx.Node, known: Known) -> Told | None:
+    """Values of a max pool; one that tells their places too gives both, and they are the first."""
+    pool = node.all_input_nodes[0] if is_getitem(node) else node
+    told = _same(pool, known)
+    if told is None or name_of(pool) not in MAX_POOLS or not isinstance(value_of(node), Tensor):
+        return None
+    if (pool is not node and node.args[1] != 0) or told[1] in reduced_axes(pool):
+        return None
+    return told[0].largest_of(math.sqrt(_window(pool, node))), told[1]
+
+
+def _window(pool: fx.Node, values: fx.Node) -> int:
     """Values that one output of a max pool is chosen from."""
-    if name_of(node) == "adaptive_max_pool2d":
-        source: Any = node.args[0]
-        inside, outside = (shape_of(n)[-2:] for n in (source, node))
+    if name_of(pool) == "adaptive_max_pool2d":
+        inside, outside = (shape_of(n)[-2:] for n in (pool.all_input_nodes[0], values))
         return max(1, math.prod(inside) // math.prod(outside))
-    size: Any = node.args[1]
+    size: Any = pool.args[1]
     sides = [size] if isinstance(size, int) else list(size)
     return int(math.prod(sides * 2 if len(sides) == 1 else sides))
 
 
-def _binary(program: fx.GraphModule, node: fx.Node, known: Known) -> ClippedNormal | None:
+def _binary(program: fx.GraphModule, node: fx.Node, known: Known) -> Told | None:
     """Sum, difference or product of two tensors, or of one and a constant."""
-    kind, (left, right) = name_of(node), node.args[:2]
-    share = node.kwargs.get("alpha", 1)
-    one, other = (_operand(program, node, value, known) for value in (left, right))
+    rank, described = len(shape_of(node)), [n for n in node.all_input_nodes if n in known]
+    # Operands of fewer axes are aligned at the last one.
+    axes = {known.axis(n) + rank - len(shape_of(n)) for n in described}
+    if len(axes) != 1:
+        return None
+    (axis,) = axes
+    found = _combined(node, *(_operand(program, node, n, known, axis) for n in node.args[:2]))
+    return None if found is None else (found, axis)
+
+
+def _combined(
+    node: fx.Node, one: ClippedNormal | Tensor | None, other: ClippedNormal | Tensor | None
+) -> ClippedNormal | None:
+    kind, share = name_of(node), node.kwargs.get("alpha", 1)
     if one is None or other is None or not isinstance(share, int | float):
         return None
     if not isinstance(one, ClippedNormal):
@@ -203,7 +271,7 @@ def _binary(program: fx.GraphModule, node: fx.Node, known: Known) -> ClippedNorm
 
 
 def _operand(
-    program: fx.GraphModule, node: fx.Node, value: Any, known: Known
+    program: fx.GraphModule, node: fx.Node, value: Any, known: Known, axis: int
 ) -> ClippedNormal | Tensor | None:
     """A described tensor, a constant ``()`` or ``(C,)``, or None."""
     if isinstance(value, int | float):
@@ -212,15 +280,14 @@ def _operand(
         return None
     parameter = parameter_of(value)
     if parameter is not None:
-        return _per_channel(node, attribute(program, str(parameter.target)))
+        return _per_channel(node, attribute(program, str(parameter.target)), axis)
     return known.get(value)
 
 
-def _per_channel(node: fx.Node, constant: Tensor) -> Tensor | None:
+def _per_channel(node: fx.Node, constant: Tensor, axis: int) -> Tensor | None:
     """``(C,)`` value of a constant per channel of the node's tensor; None where it differs."""
-    shape, axis = shape_of(node), channel_axis(node)
     try:
-        whole = constant.detach().double().cpu().expand(shape)
+        whole = constant.detach().double().cpu().expand(shape_of(node))
     except RuntimeError:
         return None
     rows = whole.movedim(axis, 0).flatten(1)
@@ -228,16 +295,14 @@ def _per_channel(node: fx.Node, constant: Tensor) -> Tensor | None:
 
 
 def _function(
-    program: fx.GraphModule, node: fx.Node, source: ClippedNormal
-) -> ClippedNormal | None:
-    axis, rank = channel_axis(node), len(shape_of(node))
-    if shape_of(node)[axis] != len(source):
+    program: fx.GraphModule, node: fx.Node, source: ClippedNormal, axis: int
+) -> Told | None:
+    rank, others = len(shape_of(node)), [n for n in node.all_input_nodes if n is not node.args[0]]
+    if not all(_is_per_channel(program, node, other, axis) for other in others):
         return None
 
     def concrete(value: fx.Node) -> Any:
-        if is_parameter(value):
-            return attribute(program, str(value.target)).detach().double().cpu()
-        return None
+        return attribute(program, str(value.target)).detach().double().cpu()
 
     def apply(points: Tensor) -> Tensor:
         shape = [len(points)] + [1] * (rank - 1)
@@ -246,28 +311,40 @@ def _function(
         values: Tensor = node.target(points.view(shape), *rest, **node.kwargs)  # type: ignore[operator]
         return values.reshape(points.shape)
 
-    return source.through(apply)
+    return source.through(apply), axis
 
 
-def _moved(node: fx.Node, sources: Known) -> ClippedNormal | None:
+def _is_per_channel(program: fx.GraphModule, node: fx.Node, value: fx.Node, axis: int) -> bool:
+    """Whether an operand is a constant with one value, or one for each channel."""
+    if not is_parameter(value):
+        return False
+    constant: Tensor = attribute(program, str(value.target))
+    if constant.numel() == 1 or name_of(node) == "prelu":
+        return constant.numel() == 1 or axis == 1
+    shape = shape_of(node)
+    sizes = (1,) * (len(shape) - constant.dim()) + tuple(constant.shape)
+    return sizes == (*[1] * axis, shape[axis], *[1] * (len(shape) - axis - 1))
+
+
+def _moved(node: fx.Node, known: Known) -> Told | None:
     """Channels that stand elsewhere, perhaps beside those of other tensors."""
     if not isinstance(value_of(node), Tensor):
         return None
     inputs = node.args[0] if isinstance(node.args[0], list | tuple) else [node.args[0]]
     data = [value for value in inputs if isinstance(value, fx.Node)]
-    if any(value not in sources for value in data):
+    if any(value not in known for value in data):
         return None
     labels, start = {}, 0
     for value in dict.fromkeys(data):
-        own = own_labels(value)
-        labels[value] = own + start
-        start += len(sources[value])
+        labels[value] = own_labels(value, known.axis(value)) + start
+        start += len(known[value])
     moved = labels_behind(node, labels)
     if moved is None:
         return None
-    axis = channel_axis(node)
-    channels = channels_along(moved, axis)
-    if channels is None:
-        return None
-    shares = (moved > 0).double().movedim(axis, 0).flatten(1).mean(dim=1)
-    return joined([sources[value] for value in labels]).taken(channels, shares)
+    # Only where all channels are one can there be two such axes.
+    for axis in dict.fromkeys([known.axis(data[0]), *range(moved.dim() - 1, 0, -1)]):
+        channels = channels_along(moved, axis) if axis < moved.dim() else None
+        if channels is not None:
+            shares = (moved > 0).double().movedim(axis, 0).flatten(1).mean(dim=1)
+            return joined([known[value] for value in labels]).taken(channels, shares), axis
+    return None

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from emptyset.graph.channel_labels import (
+    averages_zeros,
+    channel_axis,
     channels_along,
     labels_behind,
     own_labels,
@@ -43,7 +45,8 @@ class Reader:
     Attributes:
         node: The convolution or linear.
         channels: ``(C_in,)`` channel of the writer that each of its inputs is, -1 for none.
-        padded: Whether it also reads zeros that stand around the writer's channels.
+        padded: Whether it also reads zeros that stand around the writer's channels, or averages
+            with such zeros.
     """
 
     node: fx.Node
@@ -101,27 +104,32 @@ def _follow(program: fx.GraphModule, writer: fx.Node) -> Chain | None:
     """The chain behind a layer, or None where something else reads its channels."""
     labels = {writer: own_labels(writer)}
     readers, clips, between = [], [], []
+    thinned: set[fx.Node] = set()  # averages with zeros, and what is made of them
     nodes = list(program.graph.nodes)
     for node in nodes[nodes.index(writer) + 1 :]:
-        only_size = node.op == "call_function" and not isinstance(node.meta.get("val"), Tensor)
+        only_size = node.op == "call_function" and not isinstance(
+            node.meta.get("val"), Tensor | list | tuple
+        )
         if only_size or not any(source in labels for source in node.all_input_nodes):
             continue
         if node.op == "output" or not isinstance(node.args[0], fx.Node | list | tuple):
             return None
         source = node.args[0]
         if is_weighted(node) and isinstance(source, fx.Node):
-            axis = 1 if name_of(node) != "linear" else -1
+            axis = channel_axis(node)
             channels = channels_along(labels[source], axis)
             if channels is None:
                 return None
             around = labels[source].movedim(axis, 0)[channels >= 0]
-            padded = _pads(node) or bool((around == 0).any())
+            padded = _pads(node) or source in thinned or bool((around == 0).any())
             readers.append(Reader(node, channels, padded))
             continue
         moved = _passed_on(program, writer, node, labels)
         if moved is None:
             return None
         labels[node] = moved
+        if averages_zeros(node, labels) or thinned.intersection(node.all_input_nodes):
+            thinned.add(node)
         if node.op == "call_function":
             between.append(node)
         if _has_finite_bound(program, node):

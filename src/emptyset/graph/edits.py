@@ -91,7 +91,7 @@ def clip_per_channel(program: fx.GraphModule, node: fx.Node, low: Tensor, high: 
     """
     owner, graph = f"{node.name}{CLIP}", program.graph
     around = [1] * (len(shape_of(node)) - 1)
-    around[channel_axis(node) - 1 if channel_axis(node) > 0 else -1] = -1
+    around[channel_axis(node) - 1] = -1
     source = node.args[0]
     with graph.inserting_before(node):
         bounds = []
@@ -168,7 +168,7 @@ def reorder_inputs(program: fx.GraphModule, node: fx.Node, index: Tensor) -> Non
     set_parameter(program, path, index.clone())
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    values, axis = value_of(source), 1 if name_of(node) != "linear" else -1
+    values, axis = value_of(source), channel_axis(node)
     with graph.inserting_before(node):
         order = get_parameter(graph, path, index, like=node)
         moved = graph.call_function(ATEN.index_select.default, (source, axis, order))

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from emptyset.graph.activation_statistics import activation_statistics, layer_statistics
+from emptyset.graph.activation_statistics import Known, activation_statistics, layer_statistics
 from emptyset.graph.channel_chains import (
     Chain,
     bias_of,
@@ -42,7 +42,6 @@ from emptyset.graph.operators import weight_axis
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor
-from emptyset.ranges.clipped_normal import ClippedNormal
 from emptyset.refiners.folded_students import ranges_again, require_folded, require_untrained
 from emptyset.registry import refiners
 
@@ -228,11 +227,11 @@ class _Balance:
         program.recompile()
 
 
-def _reach(chain: Chain, known: dict[fx.Node, ClippedNormal], deviations: float) -> Tensor | None:
+def _reach(chain: Chain, known: Known, deviations: float) -> Tensor | None:
     """``(C,)`` largest value of every channel as the readers see it; None where it is not known."""
     reach = torch.zeros(shape_of(chain.writer)[channel_axis(chain.writer)], dtype=torch.double)
     for reader in chain.readers:
-        told = known.get(reader.node.args[0])  # type: ignore[arg-type]
+        told = known.read_by(reader.node)
         if told is None or len(told) != len(reader.channels):
             return None
         low, high = told.reach(deviations)
