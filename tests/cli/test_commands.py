@@ -93,6 +93,16 @@ def test_check_holds_on_other_images(finished_run: Path, command: Any) -> None:
     assert json.loads(command("check", finished_run, "--json", "-q").stdout)["holds"] is True
 
 
+@pytest.mark.parametrize("limit", [-3, 0, 1])
+def test_check_refuses_a_limit_that_leaves_nothing(
+    finished_run: Path, command: Any, limit: int
+) -> None:
+    result = command("check", finished_run, "--limit", str(limit))
+    assert result.exit_code == 2
+    assert "--limit" in result.stderr
+    assert "holds" not in result.stdout
+
+
 def test_check_refuses_a_file_with_one_changed_weight(own_run: Path, command: Any) -> None:
     model = onnx.load(own_run / "model.onnx")
     weight = max(

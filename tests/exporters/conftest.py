@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emptyset.exporters.certificate import certify
+from emptyset.exporters.kernels import session
 from emptyset.exporters.onnx import Artefact, export
 from emptyset.graph.student import Student
 from emptyset.images.image_set import ImageSet
@@ -30,6 +32,25 @@ def exported(
     def make(module: nn.Module, bits: str = "w8a8", **options: Any) -> Any:
         student, images = calibrated(module, bits, **options)
         return student, images, export(student, tmp_path / "model.onnx")
+
+    return make
+
+
+@pytest.fixture
+def shipped(
+    exported: Callable[..., tuple[Student, ImageSet, Artefact]],
+) -> Callable[..., Artefact]:
+    def make(module: nn.Module, bits: str = "w8a8", **options: Any) -> Artefact:
+        """An artefact whose file gives what the student does, which in float is the network."""
+        student, images, artefact = exported(module, bits, **options)
+        given = images.images
+        with student.float_mode():
+            torch.testing.assert_close(student(given), module(given), atol=1e-5, rtol=1e-4)
+        (logits,) = session(artefact.path).run(None, {"images": given.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), student(given), atol=1e-4, rtol=1e-4)
+        certificate = certify(artefact.path, student, images, simulation=artefact.simulation)
+        assert certificate.holds, certificate.fault
+        return artefact
 
     return make
 

@@ -13,7 +13,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from emptyset.errors import CertificateError, ImagesError
+from emptyset.exporters import certificate as certificate_module
 from emptyset.exporters.certificate import certify
+from emptyset.exporters.code_comparison import CodeComparison, NodeRecord
+from emptyset.exporters.kernels import session
 from emptyset.images.image_set import ImageSet
 
 Change = Callable[[ModelProto], None]
@@ -188,7 +191,7 @@ def test_it_records_what_was_compared(small: nn.Module, exported) -> None:
     assert stored["holds"] is True
     assert stored["images"] == 5
     assert stored["image_source"] == "probes"
-    assert stored["batch_sizes"] == [2, 5]
+    assert stored["batch_sizes"] == [1, 5]
     assert stored["environment"]["opset"] == 21
     assert heard == [(5, 5)]
     # Every quantizer of the simulation was seen; the image's has one code per pixel.
@@ -202,6 +205,104 @@ def test_one_image_is_too_few(small: nn.Module, exported) -> None:
     student, _, artefact = exported(small, "w8a8")
     with pytest.raises(ImagesError, match=r"at least 2 images\. Got 1"):
         certify(artefact.path, student, ImageSet(torch.zeros(1, 3, 8, 10)))
+
+
+@pytest.mark.parametrize("limit", [-3, 0, 1])
+def test_a_limit_that_leaves_nothing_to_compare_is_refused(
+    limit: int, small: nn.Module, exported
+) -> None:
+    student, images, artefact = exported(small, "w8a8")
+    with pytest.raises(ImagesError, match=rf"limit.* at least 2 images\. Got {limit}"):
+        certify(artefact.path, student, images, limit=limit)
+
+
+def test_a_file_whose_codes_cannot_be_seen_does_not_pass(
+    small: nn.Module, exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, images, artefact = exported(small, "w8a8")
+    monkeypatch.setattr(certificate_module, "CodeComparison", Blind)
+    certificate = certify(artefact.path, student, images)
+    assert certificate.fault == "no codes were compared"
+
+
+class Blind(CodeComparison):
+    """Sees the logits and no quantizer."""
+
+    def records(self) -> list[NodeRecord]:
+        return []
+
+
+def moved_by_batch(path: Path, steps: float, changed: Path) -> None:
+    """Write the file with its images moved up where one comes alone and down elsewhere.
+
+    Args:
+        path: The file.
+        steps: How far [steps of the images' quantizer].
+        changed: Where to write.
+    """
+    model = onnx.load(path)
+    quantize = next(n for n in model.graph.node if n.input[0] == "images")
+    held = {c.name: numpy_helper.to_array(c) for c in model.graph.initializer}
+    far = np.float32(steps * held[quantize.input[1]])
+    constants = {"one": np.array([1], np.int64), "up": far, "down": -far}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+    quantize.input[0] = "moved"
+    for node in reversed(
+        [
+            helper.make_node("Shape", ["images"], ["count"], start=0, end=1),
+            helper.make_node("Equal", ["count", "one"], ["alone"]),
+            helper.make_node("Where", ["alone", "up", "down"], ["by"]),
+            helper.make_node("Add", ["images", "by"], ["moved"]),
+        ]
+    ):
+        model.graph.node.insert(0, node)
+    onnx.save(model, changed)
+
+
+class OneLinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 8 * 10, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.flatten(1))
+
+
+def test_a_tie_that_falls_otherwise_in_another_batch_is_a_tie(exported, tmp_path: Path) -> None:
+    """The pixel lies between two codes: alone it becomes the upper one, in company the lower."""
+    student, images, artefact = exported(OneLinear())
+    quantizer = student.quantizers["input"]
+    given = images.images.clone()
+    with torch.no_grad():
+        given = (given / quantizer.scale).round() * quantizer.scale
+        given[0, 1, 4, 7] = 20.5 * quantizer.scale
+    moved_by_batch(artefact.path, 1e-4, tmp_path / "changed.onnx")
+    running = session(tmp_path / "changed.onnx")
+    alone, together = (running.run(None, {"images": given[:n].numpy()})[0][0] for n in (1, 2))
+    assert not np.allclose(alone, together, atol=1e-4 * np.abs(together).max())
+    certificate = certify(tmp_path / "changed.onnx", student, ImageSet(given))
+    assert certificate.holds, certificate.fault
+
+
+def test_an_image_that_depends_on_its_batch_is_no_tie(exported, tmp_path: Path) -> None:
+    student, images, artefact = exported(OneLinear())
+    quantizer = student.quantizers["input"]
+    # Far from every boundary in company, over the next one alone.
+    given = (images.images / quantizer.scale).round() * quantizer.scale + 0.35 * quantizer.scale
+    moved_by_batch(artefact.path, 0.3, tmp_path / "changed.onnx")
+    fault = certify(tmp_path / "changed.onnx", student, ImageSet(given)).fault
+    assert fault is not None
+    assert re.match(r"one image by itself: .* of 240 codes differ by up to 1 ", fault), fault
+
+
+def test_a_file_of_a_fixed_batch_is_named(small: nn.Module, exported, tmp_path: Path) -> None:
+    student, images, artefact = exported(small, "w8a8")
+    model = onnx.load(artefact.path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = len(images)
+    onnx.save(model, tmp_path / "fixed.onnx")
+    fault = certify(tmp_path / "fixed.onnx", student, images).fault
+    assert fault is not None
+    assert fault.startswith("the file does not take an image by itself: ")
 
 
 def test_latency_is_measured_in_turn(small: nn.Module, calibrated, tmp_path: Path) -> None:

@@ -135,19 +135,48 @@ def test_equal_calls_become_one() -> None:
     assert names(program).count("relu") == 1
 
 
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda y: y.view(len(y), -1)[:, :, None, None],
+        lambda y: y.view(-1, 2, 3, 48).transpose(1, 2).reshape(-1, 6, 6, 8),
+        lambda y: y.transpose(1, 2).view_as(y.transpose(1, 2)),
+    ],
+    ids=["rows", "groups", "like another"],
+)
+def test_a_view_is_taken_however_memory_lies(middle: Callable[[Tensor], Tensor]) -> None:
+    """As channels last, too, where torch refuses a view."""
+    width = middle(torch.zeros(2, 6, 6, 8)).shape[1]
+    module = Network(middle, width)
+    program = captured(module)
+    assert_same(module, program)
+    assert not {"view", "_unsafe_view", "view_as"} & {*names(program)}
+    images = torch.randn(5, *SHAPE)
+    with torch.no_grad():
+        lying = program(images.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(lying, module(images), atol=1e-6, rtol=1e-5)
+
+
 class Attention(nn.Module):
-    def __init__(self, *, mask: Tensor | None = None, causal: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        mask: Tensor | None = None,
+        mask_of: Callable[[Tensor], Tensor] | None = None,
+        causal: bool = False,
+    ) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, 6, 2, 2)
         self.query_key_value = nn.Linear(6, 18)
         self.linear = nn.Linear(6, 4)
         self.register_buffer("mask", mask)
-        self.causal = causal
+        self.mask_of, self.causal = mask_of, causal
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.embed(x).flatten(2).transpose(1, 2)
         q, k, v = self.query_key_value(tokens).chunk(3, -1)
-        out = F.scaled_dot_product_attention(q, k, v, self.mask, is_causal=self.causal)
+        mask = self.mask_of(x) if self.mask_of else self.mask
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal)
         return self.linear(out.mean(1))
 
 
@@ -170,13 +199,34 @@ def test_attention_of_its_own_scale_keeps_it() -> None:
 
 
 def test_causal_attention_is_refused_with_the_way_out() -> None:
-    with pytest.raises(CaptureError, match=r"causal mask.*pass the mask as a tensor"):
+    with pytest.raises(CaptureError, match=r"causal mask.*pass the mask as a boolean tensor"):
         captured(Attention(causal=True))
 
 
-def test_a_boolean_mask_is_refused_with_the_way_out() -> None:
-    with pytest.raises(CaptureError, match="boolean attention mask; pass it as float"):
-        captured(Attention(mask=torch.ones(20, 20, dtype=torch.bool)))
+def lower_triangle(x: Tensor) -> Tensor:
+    return torch.ones(20, 20, device=x.device).tril() > 0
+
+
+def nobody(x: Tensor) -> Tensor:
+    """As transformers write the mask of images: true for every image and every pair."""
+    return (torch.arange(20, device=x.device)[None, None] >= 0).expand(x.shape[0], 20, 20)
+
+
+def bright(x: Tensor) -> Tensor:
+    return x.mean(1)[:, ::2, ::2].flatten(1)[:, None] > -0.2
+
+
+@pytest.mark.parametrize(
+    ("mask", "kept"), [(lower_triangle, True), (nobody, False), (bright, True)]
+)
+def test_a_boolean_mask_takes_scores_out_where_it_is_false(
+    mask: Callable[[Tensor], Tensor], kept: bool
+) -> None:
+    module = Attention(mask_of=mask)
+    program = captured(module)
+    assert_same(module, program)
+    assert ("where" in names(program)) == kept
+    assert kept or "arange" not in names(program)
 
 
 class Branches(nn.Module):

@@ -11,7 +11,8 @@ def check(
     run: RunPath,
     images: ImagesOption = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="At most this many images.")
+        int | None,
+        typer.Option("--limit", metavar="N", min=2, help="At most this many images."),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

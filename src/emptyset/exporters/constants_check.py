@@ -18,14 +18,10 @@ def compare_constants(path: Path, simulation: Simulation) -> tuple[int, str | No
     Every constant of the file must be one the simulation knows; the file's weight codes are
     evaluated as a runtime would (cast, zero point subtracted), whatever they are stored in.
     """
-    from emptyset.exporters.onnx_rewrites import file_layers
+    from emptyset.exporters.file_layers import file_layers
 
     file = _File(path)
-    layers = file_layers(file.graph)
-    # The file's output has a name of its own.
-    logits = next(n for n in simulation.program.graph.nodes if n.op == "output").all_input_nodes[0]
-    if file.graph.outputs[0] in layers:
-        layers[logits.name] = layers[file.graph.outputs[0]]
+    layers = file_layers(file.graph, simulation)
     count = 0
     for node in simulation.program.graph.nodes:
         fault = None

@@ -14,34 +14,65 @@ from torch import Tensor, fx
 from emptyset.graph.nodes import finish, set_parameter
 from emptyset.graph.operators import argument, attribute, name_of, parameter_of
 
+# Axes of the BatchNorm's constants where they lie along the layer's channels.
+ALONG_CHANNELS = {"conv1d": 2, "conv2d": 3, "linear": 1}
+
 
 @torch.no_grad()
 def fold_frozen_batch_norm(program: fx.GraphModule) -> int:
     """Fold every ``sub, mul, mul, add`` that `batch_norm="frozen"` made and a layer precedes."""
     folded = 0
     for node in list(program.graph.nodes):
-        if name_of(node) not in {"conv1d", "conv2d", "linear"}:
-            continue
-        chain = _chain(node)
+        chain = frozen_chain(program, node)
         if chain and _fold_one(program, node, chain):
             folded += 1
     finish(program)
     return folded
 
 
-def _chain(layer: fx.Node) -> list[fx.Node]:
-    """The frozen BatchNorm's nodes behind the layer, in order."""
+def frozen_chain(program: fx.GraphModule, layer: fx.Node) -> list[fx.Node]:
+    """The frozen BatchNorm's nodes behind the layer, in order; nothing where it cannot take them.
+
+    A linear on tokens has its channels last; a BatchNorm behind it goes along the tokens.
+    """
     found: list[fx.Node] = []
-    node = layer
+    node, axes = layer, ALONG_CHANNELS.get(name_of(layer))
     while len(node.users) == 1:
         node = next(iter(node.users))
         constant = parameter_of(argument(node, 1))
         if constant is None or ".frozen_" not in f".{constant.target}":
             break
+        if attribute(program, str(constant.target)).dim() != axes:
+            return []
         found.append(node)
         if str(constant.target).endswith("frozen_bias"):
             break
     return found
+
+
+def factor_and_bias(
+    program: fx.GraphModule, layer: fx.Node, chain: list[fx.Node]
+) -> tuple[Tensor, Tensor]:
+    """What layer and BatchNorm are together: ``factor * (weight * x) + bias``, ``()`` or ``(C,)``.
+
+    Args:
+        program: A student's, or converted.
+        layer: Convolution or linear.
+        chain: From ``frozen_chain``; empty: factor 1 and the layer's own bias.
+    """
+    factor, offset = torch.ones((), dtype=torch.double), torch.zeros((), dtype=torch.double)
+    bias_node = parameter_of(argument(layer, 2))
+    if bias_node is not None:
+        offset = offset + attribute(program, str(bias_node.target)).detach().double()
+    for node in chain:
+        constant = parameter_of(node.args[1])
+        assert constant is not None
+        value = attribute(program, str(constant.target)).detach().double().reshape(-1)
+        if name_of(node) == "mul":
+            factor, offset = factor * value, offset * value
+        else:
+            offset = offset - value if name_of(node) == "sub" else offset + value
+    return factor, offset
 
 
 def _fold_one(program: fx.GraphModule, layer: fx.Node, chain: list[fx.Node]) -> bool:
@@ -51,56 +82,37 @@ def _fold_one(program: fx.GraphModule, layer: fx.Node, chain: list[fx.Node]) -> 
     ):
         return False
     arguments: tuple[Any, ...] = dequantize.args
-    codes_node, scale_node, zero_node, axis, low, high = arguments[:6]
-    codes = attribute(program, str(codes_node.target))
-    scale = attribute(program, str(scale_node.target))
-    zero_point = attribute(program, str(zero_node.target))
-    factor = torch.ones(len(scale), dtype=torch.double)
-    offset = torch.zeros(len(scale), dtype=torch.double)
-    bias_node = parameter_of(argument(layer, 2))
-    if bias_node is not None:
-        offset += attribute(program, str(bias_node.target)).double()
-    for node in chain:
-        value = attribute(program, str(parameter_of(node.args[1]).target)).double().reshape(-1)  # type: ignore[union-attr]
-        if name_of(node) == "mul":
-            factor, offset = factor * value, offset * value
-        else:
-            offset = offset - value if name_of(node) == "sub" else offset + value
-    negative = factor < 0
+    axis, low, high = (int(value) for value in arguments[3:6])
+    codes, scale, zero_point = (attribute(program, str(a.target)) for a in arguments[:3])
+    factor, bias = factor_and_bias(program, layer, chain)
+    negative = (factor < 0).expand(len(scale))
     shape = [1] * codes.dim()
-    shape[int(axis)] = -1
-    mirrored = (int(low) + int(high) - codes.to(torch.int16)).to(codes.dtype)
-    _assign(program, codes_node, torch.where(negative.view(shape), mirrored, codes))
-    turned = (int(low) + int(high) - zero_point).to(zero_point.dtype)
-    _assign(program, zero_node, torch.where(negative, turned, zero_point))
-    _assign(program, scale_node, (scale.double() * factor.abs()).to(scale.dtype))
-    weight_path = f"{layer.name}_folded.weight"
-    _bias(program, layer, weight_path, offset.float())
+    shape[axis] = -1
+    mirrored = (low + high - codes.to(torch.int16)).to(codes.dtype)
+    turned = (low + high - zero_point).to(zero_point.dtype)
+    # Of its own: a layer that is called twice shares all of it with the other call.
+    own = {
+        "codes": torch.where(negative.view(shape), mirrored, codes),
+        "scale": (scale.double() * factor.abs()).to(scale.dtype),
+        "zero_point": torch.where(negative, turned, zero_point),
+        "bias": bias.float().expand(len(scale)).clone(),
+    }
+    graph = program.graph
+    with graph.inserting_before(layer):
+        nodes = [_constant(program, layer, name, value) for name, value in own.items()]
+        weight = graph.node_copy(dequantize)
+        weight.args = (*nodes[:3], *arguments[3:])
+    layer.args = (layer.args[0], weight, nodes[3], *layer.args[3:])
     chain[-1].replace_all_uses_with(layer)
     for node in reversed(chain):
-        program.graph.erase_node(node)
+        graph.erase_node(node)
     return True
 
 
-def _assign(program: fx.GraphModule, node: object, value: Tensor) -> None:
-    assert isinstance(node, fx.Node)
-    path = str(node.target)
-    *owners, name = path.split(".")
-    owner = program.get_submodule(".".join(owners))
-    if name in owner._buffers:
-        owner._buffers[name] = value
-    else:
-        owner._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
-
-
-def _bias(program: fx.GraphModule, layer: fx.Node, path: str, bias: Tensor) -> None:
-    existing = parameter_of(argument(layer, 2))
-    if existing is not None:
-        _assign(program, existing, bias)
-        return
-    path = path.removesuffix("weight") + "bias"
-    set_parameter(program, path, bias)
-    with program.graph.inserting_before(layer):
-        node = program.graph.create_node("get_attr", path)
-    node.meta["val"] = layer.meta["val"].fake_mode.from_tensor(bias, static_shapes=True)
-    layer.args = (*layer.args[:2], node, *layer.args[3:])
+def _constant(program: fx.GraphModule, layer: fx.Node, name: str, value: Tensor) -> fx.Node:
+    """A node that reads this constant of the layer."""
+    path = f"{layer.name}_folded.{name}"
+    set_parameter(program, path, value)
+    node = program.graph.create_node("get_attr", path)
+    node.meta["val"] = layer.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
+    return node

@@ -16,14 +16,28 @@ INTEGER = {
     "QLinearSoftmax", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "QLinearWhere",
     "QLinearReduceMean",
 }  # fmt: skip
-ARITHMETIC = {
-    "Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Add",
-    "Mul", "Sub", "Div", "AveragePool", "GlobalAveragePool", "ReduceMean", "Resize", "Softmax",
-    "LayerNormalization", "SkipLayerNormalization", "Gelu", "BiasGelu", "FastGelu", "QuickGelu",
-    "HardSwish", "HardSigmoid", "Sigmoid", "Erf", "Tanh", "LeakyRelu", "PRelu", "Relu", "Clip",
-    "BatchNormalization", "GroupNorm", "InstanceNormalization", "Pow", "Sqrt", "Exp", "MatMulNBits",
-    "ReduceSum", "Elu", "Mish", "Softplus", "NhwcFusedConv",
+# What only moves or reads off values, and what goes from codes to values and back.
+MOVING = {
+    "QuantizeLinear", "DequantizeLinear", "Identity", "Cast", "Dropout", "Reshape", "Flatten",
+    "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat", "Expand", "Tile", "Gather",
+    "GatherND", "GatherElements", "ScatterND", "ScatterElements", "Compress", "Trilu", "Pad",
+    "DepthToSpace", "SpaceToDepth", "MaxPool", "NhwcMaxPool", "ReorderInput", "ReorderOutput",
+    "Shape", "Size",
 }  # fmt: skip
+# What gives codes, whole numbers or truths, whatever it reads.
+NO_FLOAT = {
+    "QuantizeLinear", "Shape", "Size", "ArgMax", "ArgMin", "NonZero", "Equal", "Greater", "Less",
+    "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf", "MatMulInteger",
+    "ConvInteger",
+}  # fmt: skip
+FLOATS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+}
+# A QGemm of so many inputs has a scale for its output, and gives codes.
+QGEMM_OF_CODES = 9
 REASONS = {
     "Conv": "its output is not quantized, or a float operator stands between it and its quantizer",
     "Gemm": "an operand is not quantized",
@@ -60,7 +74,7 @@ class Kernels:
     Attributes:
         counts: Operators of the optimised graph by kind.
         integer: Arithmetic operators on integer kernels.
-        fallbacks: Arithmetic operators in float, Q/DQ pairs apart.
+        fallbacks: Operators that read computed values in float and do more than move them.
         series_pairs: Dequantize-quantize pairs that requantize a tensor to another width.
         other_pairs: Remaining dequantize nodes that feed no series pair.
     """
@@ -133,11 +147,11 @@ def kernels_of(path: Path | bytes) -> Kernels:
         session(path, optimised=optimised)
         graph = onnx.load(optimised, load_external_data=False).graph
     counts = Counter(node.op_type for node in graph.node)
-    kinds = {c.name: c.data_type for c in graph.initializer}
+    floats, constants = _floats(graph), {c.name for c in graph.initializer}
     fallbacks = [
         Fallback(node.output[0], node.op_type, REASONS.get(node.op_type, NONLINEAR))
         for node in graph.node
-        if node.op_type in ARITHMETIC and not _on_codes(node, kinds)
+        if node.op_type not in INTEGER | MOVING and not constants.issuperset(floats & {*node.input})
     ]
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
@@ -155,7 +169,31 @@ def kernels_of(path: Path | bytes) -> Kernels:
     return Kernels(dict(counts), integer, fallbacks, series, other)
 
 
-def _on_codes(node: Any, kinds: dict[str, int]) -> bool:
-    """A Clip of 8-bit codes is integer work, though its name is that of the float operator."""
-    codes = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
-    return node.op_type == "Clip" and kinds.get(node.input[1]) in codes
+def _floats(graph: onnx.GraphProto) -> set[str]:
+    """Names of all values of floating point; the optimised graph tells no types."""
+    found = {c.name for c in graph.initializer if c.data_type in FLOATS}
+    found |= {v.name for v in graph.input if v.type.tensor_type.elem_type in FLOATS}
+    for node in graph.node:  # a file's nodes are in order
+        if _gives_float(node, found):
+            found.update(node.output)
+    return found - {""}
+
+
+def _gives_float(node: onnx.NodeProto, floats: set[str]) -> bool:
+    kind = node.op_type
+    if kind in NO_FLOAT:
+        return False
+    if kind in ("DequantizeLinear", "MatMulIntegerToFloat"):
+        return True
+    if kind == "QGemm":
+        return len(node.input) < QGEMM_OF_CODES
+    if kind in INTEGER:
+        return False
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if kind == "Cast":
+        return attributes["to"].i in FLOATS
+    if kind in ("Constant", "ConstantOfShape"):
+        return "value" not in attributes or attributes["value"].t.data_type in FLOATS
+    # A choice has the type of what it chooses from, anything else that of its first input.
+    first = 1 if kind == "Where" else 0
+    return len(node.input) > first and node.input[first] in floats

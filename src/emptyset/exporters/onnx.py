@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 
-from emptyset.errors import MissingExtraError
+from emptyset.errors import MissingExtraError, UnsupportedModelError
 from emptyset.exporters.simulation import Simulation, simulate
 from emptyset.graph.capture import export_dynamic
+from emptyset.graph.plain_operators import plain_operators
 from emptyset.graph.student import Student
 from emptyset.quantizers.pt2e import quietly
 from emptyset.teachers.teacher import Teacher
@@ -85,6 +87,7 @@ def export(
     Raises:
         NotCalibratedError: If a quantizer has no range yet.
         MissingExtraError: If the extra `onnx` is not installed.
+        UnsupportedModelError: If ONNX has no form for an operator of the network.
     """
     _require_onnx()
     from emptyset.exporters import onnx_rewrites as rewrites
@@ -124,6 +127,10 @@ def export_float(teacher: Teacher, path: Path) -> int:
 
     module, example = copy.deepcopy(teacher.module).cpu(), teacher.example().cpu()
     exported = export_dynamic(module, example)
+    with quietly():
+        program = exported.module(check_guards=False)
+    if plain_operators(program):
+        exported = export_dynamic(program, example)
     graph = OnnxGraph(_to_proto(exported, teacher))
     graph.rename_output(OUTPUT_NAME)
     model = graph.write_back()
@@ -173,16 +180,34 @@ def _require_onnx() -> None:
 
 
 def _to_proto(exported: torch.export.ExportedProgram, teacher: Teacher) -> Any:
-    with quietly(), torch.no_grad():
-        program = torch.onnx.export(
-            exported, (teacher.example().cpu(),), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=[INPUT_NAME],
-        )  # fmt: skip
+    try:
+        with quietly(), torch.no_grad():
+            program = torch.onnx.export(
+                exported, (teacher.example().cpu(),), dynamo=True, opset_version=OPSET,
+                verbose=False, input_names=[INPUT_NAME],
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        raise UnsupportedModelError(_unwritten(error)) from error
     assert program is not None
     model = program.model_proto
     for value, name in ((model.graph.input[0], "batch"), (model.graph.output[0], "batch")):
         value.type.tensor_type.shape.dim[0].dim_param = name
     return model
+
+
+def _unwritten(error: BaseException) -> str:
+    """Which operator torch's exporter has no ONNX form for; its own pages of advice apart."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    named = re.search(r"(?:op='|torch\.ops\.)([\w.]+)", "\n".join(map(str, reversed(chain))))
+    what = f"the operator '{named[1]}'" if named else "this network"
+    reason = str(chain[-1]).strip().partition("\n")[0]
+    return (
+        f"torch's exporter cannot write {what} as ONNX ({reason}). Replace it in the network, or "
+        "in a wrapper module, by operators that have an ONNX form; the student can be measured "
+        "without a file."
+    )
 
 
 def _entries(teacher: Teacher) -> dict[str, str]:

@@ -11,14 +11,13 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from emptyset.exporters.file_layers import FLAT, file_layers
 from emptyset.exporters.onnx_graph import OnnxGraph
 from emptyset.exporters.simulation import Simulation, is_quantize
 from emptyset.graph.operators import attribute
 from emptyset.quantizers.codes import pack
 
 DEQUANTIZE, QUANTIZE = "DequantizeLinear", "QuantizeLinear"
-# Marks the two-dimensional twin of a value.
-FLAT = "_flat__"
 # Operators that only move values; their first input (every input for Concat) is the data.
 MOVES = {
     "Reshape", "Transpose", "Slice", "MaxPool", "Concat", "Expand", "Flatten", "Squeeze",
@@ -330,7 +329,7 @@ def _store(graph: OnnxGraph, name: str, kind: int, codes: np.ndarray[Any, Any]) 
 
 def store_biases(graph: OnnxGraph, simulation: Simulation) -> int:
     """Biases as int32 with scale and explicit zero points, through DequantizeLinear."""
-    layers = file_layers(graph)
+    layers = file_layers(graph, simulation)
     for value, bias in simulation.biases.items():
         stem = f"{value}_bias"
         integer = graph.constant(f"{stem}_codes", bias.codes.numpy().astype(np.int32))
@@ -340,12 +339,6 @@ def store_biases(graph: OnnxGraph, simulation: Simulation) -> int:
         del layer.input[2:]  # the exporter leaves out a bias of zeros
         layer.input.append(graph.add(DEQUANTIZE, [integer, step, zero], stem, axis=0))
     return len(simulation.biases)
-
-
-def file_layers(graph: OnnxGraph) -> dict[str, NodeProto]:
-    """Convolutions and linears of the file by the simulation's name of their output."""
-    kinds = ("Conv", "ConvTranspose", "Gemm")
-    return {n.output[0].split(FLAT)[0]: n for n in graph.nodes if n.op_type in kinds}
 
 
 def clip_codes(graph: OnnxGraph, simulation: Simulation) -> int:

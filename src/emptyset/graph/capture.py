@@ -18,6 +18,7 @@ from emptyset.errors import CaptureError
 from emptyset.graph.attention import open_attention
 from emptyset.graph.nodes import call, finish
 from emptyset.graph.operators import argument, is_getitem, name_of
+from emptyset.graph.plain_operators import plain_operators
 from emptyset.quantizers.pt2e import quietly
 
 ATEN = torch.ops.aten
@@ -48,6 +49,7 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     _single_outputs(graph_module)
     _drop_identities(graph_module)
     _explicit_shapes(graph_module)
+    plain_operators(graph_module)
     _merge_equal(graph_module)
     open_attention(graph_module)
     finish(graph_module)
@@ -209,9 +211,15 @@ def _takes_everything(node: fx.Node) -> bool:
 
 
 def _explicit_shapes(graph_module: fx.GraphModule) -> None:
-    """``x.reshape_as(y)`` reads no value of y: only its shape, which is given instead."""
+    """``x.reshape_as(y)`` reads no value of y: only its shape, which is given instead.
+
+    A view is refused where memory lies otherwise than at capture, as channels last. A reshape gives
+    the same, whatever the memory.
+    """
     graph = graph_module.graph
     for node in list(graph.nodes):
+        if node.target in (ATEN.view.default, ATEN._unsafe_view.default):
+            node.target = ATEN.reshape.default
         other = argument(node, 1)
         if name_of(node) not in {"reshape_as", "view_as", "expand_as"}:
             continue
