@@ -82,6 +82,61 @@ def test_damage_equals_that_of_a_network_with_one_quantized_layer(
     assert found.together == pytest.approx(together, rel=1e-5)
 
 
+class Twice(nn.Module):
+    """One convolution at two places, with another one between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1)
+        self.between, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.again(F.relu(self.stem(x))))
+        return self.head(F.relu(self.again(F.relu(self.between(x)))).mean((2, 3)))
+
+
+def test_the_damage_of_a_layer_that_is_called_twice_is_that_of_both_calls(
+    teacher_of: Callable[..., Teacher], images: ImageSet
+) -> None:
+    net: Any = Twice()
+    for parameter in net.parameters():
+        parameter.data.mul_(2.5)
+    student = calibrated(teacher_of(net), "w8a2", images, plan="edges_8bit")
+    calls = [layer for layer in student.layers() if layer.name == "again"]
+    first, second = (student.quantizers[call.input_quantizer or ""] for call in calls)
+    found = damages(student, ["again"], images, batch_size=4)
+    weight = rounded(net.again.weight, student.quantizers["again.weight"])
+    bias, logits = net.again.bias.double(), net(images.images).double()
+    x = rounded(F.relu(net.stem(images.images)), first)
+    x = F.relu(F.conv2d(x, weight, bias, padding=1))
+    x = rounded(F.relu(net.double().between(x)), second)
+    alone = net.head(F.relu(F.conv2d(x, weight, bias, padding=1)).mean((2, 3)))
+    expected = divergence_by_loops(logits, alone)
+    assert found.alone["again"] == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_view_of_maps_is_measured_as_flattening_is(
+    teacher_of: Callable[..., Teacher], images: ImageSet
+) -> None:
+    class Rows(nn.Module):
+        def __init__(self, *, view: bool) -> None:
+            super().__init__()
+            self.conv, self.head, self.view = nn.Conv2d(3, 6, 3), nn.Linear(6 * 3 * 4, 5), view
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(F.relu(self.conv(x)), 2)
+            return self.head(x.view(len(x), -1) if self.view else x.flatten(1))
+
+    net = Rows(view=True)
+    twin = Rows(view=False)
+    twin.load_state_dict(net.state_dict())
+    found = [
+        damages(calibrated(teacher_of(n), "w2a3", images), ["conv", "head"], images, batch_size=4)
+        for n in (net, twin)
+    ]
+    assert found[0] == found[1]
+
+
 def test_batches_do_not_change_what_is_found(four_layers: Teacher, images: ImageSet) -> None:
     student = calibrated(four_layers, "w3a4", images)
     small = damages(student, ["b", "d"], images, batch_size=3)

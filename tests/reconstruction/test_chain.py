@@ -20,11 +20,13 @@ from emptyset.quantizers.adaptive_rounding import rounding_share
 from emptyset.reconstruction import chain as chain_module
 from emptyset.reconstruction.chain import reconstruct
 from emptyset.reconstruction.config import Course, ReconstructionConfig
+from emptyset.reconstruction.execution import Steps
 from emptyset.reconstruction.learnables import logits_of
 from emptyset.reconstruction.notes import Told
 from emptyset.reconstruction.optimisation import Optimisation
 from emptyset.reconstruction.unit_tensors import UnitTensors
 from emptyset.reconstruction.units import weight_paths
+from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
 from emptyset.teachers.teacher import Teacher
 
 Make = Callable[..., Student]
@@ -342,6 +344,71 @@ def test_a_second_reconstruction_starts_from_the_original_weights(
     with student.float_mode():
         expected = teacher.module(images.images)
         torch.testing.assert_close(student(images.images), expected, atol=1e-5, rtol=0)
+
+
+def test_scales_of_activations_are_learnt_on_the_weights_that_were_learnt(
+    teacher: Teacher, student_of: Make, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step reads what the student computes: rounding as it was learnt, not to nearest."""
+    student = student_of(teacher, "w2a4")
+    weights = {n: student.program.get_parameter(n) for n in weight_paths(student)}
+    nearest = {name: student.quantizers[name].codes(weight) for name, weight in weights.items()}
+    learn(student, images, course_of("weights", steps=150))
+    for name in list(nearest)[1:]:
+        assert not torch.equal(student.quantizers[name].codes(weights[name]), nearest[name])
+    run, step_of = Optimisation.run, Steps.step
+    expected: list[float] = []
+    losses: list[tuple[int, float]] = []
+
+    def watched_run(self: Optimisation, *given: Any) -> torch.Tensor:
+        with torch.no_grad():
+            gap = self._unit.body(self._rows.x.read(0, 22)) - self._rows.y.read(0, 22)
+        expected.append(gap.abs().pow(2.4).sum(1).mean().item())
+        return run(self, *given)
+
+    def watched_step(self: Steps, *given: Any, **more: Any) -> Any:
+        step, unit = step_of(self, *given, **more), len(expected)
+
+        def watched(tensors: Any) -> torch.Tensor:
+            losses.append((unit, step(tensors).item()))
+            return torch.tensor(losses[-1][1])
+
+        return watched
+
+    monkeypatch.setattr(Optimisation, "run", watched_run)
+    monkeypatch.setattr(Steps, "step", watched_step)
+    # Every step takes all images, so the first loss of a unit is that of the student as it was.
+    learn(student, images, course_of("activations", steps=2, batch_size=22))
+    first = dict(reversed(losses))
+    # Stem and head own no activations.
+    assert sorted(first) == [2, 3, 4]
+    assert all(loss == pytest.approx(expected[unit - 1], rel=1e-4) for unit, loss in first.items())
+
+
+class Rows(nn.Module):
+    """Maps that are read as rows, by a view or another way."""
+
+    def __init__(self, rows: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 7, 3, padding=1)
+        self.head, self.rows = nn.Linear(7 * 4 * 5, 5), rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.head(self.rows(nn.functional.max_pool2d(x, 2)))
+
+
+@pytest.mark.parametrize("kind", COURSES)
+def test_a_view_of_maps_is_learnt_as_flattening_is(
+    kind: str, teacher_of: Callable[..., Teacher], images: ImageSet
+) -> None:
+    states = []
+    for rows in (lambda x: x.view(len(x), -1), lambda x: x.flatten(1)):
+        student = prepare(teacher_of(Rows(rows)), "w3a3", plan="integer")
+        Calibrate(CalibrateConfig()).refine(student, images)
+        learn(student, images, course_of(kind))
+        states.append(list(student.state_dict().values()))
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
 
 
 def test_raised_scales_of_large_biases_stay_and_codes_fit(

@@ -18,10 +18,12 @@ def rows_of(values: torch.Tensor) -> Rows:
 
 
 @pytest.mark.parametrize("number", [1, 4])
+@pytest.mark.parametrize(("size", "in_a_step"), [(4, 4), (16, 7)])
 def test_it_is_the_slope_of_the_divergence_plus_1(
-    number: int, teacher: Teacher, student_of, images: ImageSet
+    size: int, in_a_step: int, number: int, teacher: Teacher, student_of, images: ImageSet
 ) -> None:
-    student, size = student_of(teacher), 4
+    """Of its mean over the images of a step: where there are fewer than its size, over all."""
+    student = student_of(teacher)
     blocks = find_blocks(student)
     x = images.images[:7]
     with torch.no_grad(), student.float_mode():
@@ -44,7 +46,7 @@ def test_it_is_the_slope_of_the_divergence_plus_1(
                 values = module.linear(values.mean((2, 3)))
             probabilities.append(values.softmax(1))
         p, q = probabilities
-        return (p * (p.log() - q.log())).sum(1) / size
+        return (p * (p.log() - q.log())).sum(1) / in_a_step
 
     out, step = quantized.double(), 1e-5
     places = torch.randint(out[0].numel(), (12,), generator=torch.Generator().manual_seed(1))

@@ -133,10 +133,12 @@ class _Chain:
             for index, block in enumerate(blocks):
                 for name in block.quantizers:
                     self._starts.setdefault(name, index)
-        self._quantizers = {
-            layer.name: [q for q in (layer.weight_quantizer, layer.input_quantizer) if q]
-            for layer in student.layers()
-        }
+        # One that is called twice is listed twice: its damage is that of all its calls.
+        self._quantizers: dict[str, list[str]] = {}
+        for layer in student.layers():
+            own = self._quantizers.setdefault(layer.name, [])
+            names = (layer.weight_quantizer, layer.input_quantizer)
+            own.extend(name for name in names if name is not None and name not in own)
 
     def divergences(self, names: Sequence[str], images: Tensor) -> Tensor:
         """Sum over the images: one value per layer alone, then all together; ``(L + 1,)``."""

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from emptyset.errors import ImagesError, NotCalibratedError
 from emptyset.graph.bias_range import keep_biases_in_int32
-from emptyset.graph.blocks import find_blocks
 from emptyset.graph.operators import is_weighted
 from emptyset.graph.room import bytes_held
 from emptyset.graph.student import Student
@@ -19,6 +18,7 @@ from emptyset.reconstruction.config import Course
 from emptyset.reconstruction.execution import Execution, Steps, Work, in_half, worth_compiling
 from emptyset.reconstruction.fisher import write_sensitivity
 from emptyset.reconstruction.graph_function import GraphFunction
+from emptyset.reconstruction.image_axis import blocks_by_image
 from emptyset.reconstruction.memory import cache_limit, measured_sizes, reads_float
 from emptyset.reconstruction.notes import (
     Told,
@@ -87,7 +87,7 @@ class Chain:
     ) -> None:
         self._student, self._images, self._course = student, images, course
         self._seed, self._monitor = seed, monitor
-        self._blocks = find_blocks(student)
+        self._blocks = blocks_by_image(student)
         self._units = [units_of(student, b, by_layer=course.by_layer) for b in self._blocks]
         self._sizes = measured_sizes(student, self._blocks, self._units)
         self._batch = min(course.config.batch_size, len(images))

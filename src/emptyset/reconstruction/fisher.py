@@ -3,7 +3,7 @@
     g = |∂ KL(p_float ‖ p_quantized) / ∂ y| + 1
 
 p_quantized: the network quantized up to and including the block, float behind it; the divergence is
-the mean over a batch, as released.
+the mean over a step's batch, as released.
 
 Source: BRECQ, Li et al. 2021, arXiv:2102.05426, sec. 3.2 and the released code.
 """
@@ -31,8 +31,9 @@ def write_sensitivity(
         quantized: The block's outputs, quantized up to and including it.
         target: Its float outputs.
         into: Shaped as both.
-        size: Images at once, and in the divergence's mean.
+        size: Images in a step, if there are as many: at once, and in the divergence's mean.
     """
+    size = min(size, len(target))
     with student.float_mode():
         for start, stop in parts(len(target), size):
             out = quantized.read(start, stop).detach().requires_grad_()

@@ -83,7 +83,8 @@ class Learnables:
             unit: What is learnt.
             course: What is learnt of it.
             names: Quantizers in the order of the unit's graph function.
-            originals: Weights to start from in place of the student's, by path.
+            originals: Weights to learn from in place of the student's, by path; one that stays is
+                the student's.
         """
         self._names, self._course = names, course
         paths = weight_paths(student)
@@ -97,10 +98,10 @@ class Learnables:
             quantizer = student.quantizers[name]
             weight = None
             if quantizer.axis is not None:
-                path = paths[name]
-                weight = originals.get(path, attribute(student.program, path)).detach()
+                weight = attribute(student.program, paths[name]).detach()
             learns = course.rounding and name in unit.weights
             if weight is not None and learns:
+                weight = originals.get(paths[name], weight).detach()
                 self.parts.append(self._rounding(number, quantizer, weight))
             elif weight is not None:
                 self.tensors[f"{number}.value"] = quantizer.quantize(weight).detach().clone()

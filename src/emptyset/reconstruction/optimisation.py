@@ -62,7 +62,7 @@ class Optimisation:
             course: What is learnt, by which rule.
             seed: Of everything random in this unit.
             function: The unit's stretch.
-            originals: Weights to start from in place of the student's, by path.
+            originals: Weights to learn from in place of the student's, by path.
             is_compiled: Whether its step is compiled.
         """
         self._student, self._unit, self._rows, self._course = student, unit, rows, course

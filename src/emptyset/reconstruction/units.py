@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from torch import fx
 
 from emptyset.graph.blocks import Block
-from emptyset.graph.operators import is_clip, is_weighted, layer_path, name_of
+from emptyset.graph.operators import is_clip, is_weighted, layer_path
 from emptyset.graph.student import Student
 from emptyset.quantizers.affine import AffineFakeQuantizer
+from emptyset.reconstruction.image_axis import (
+    between,
+    gates,
+    images_axis,
+    input_of,
+    output_of,
+    stretch,
+)
+from emptyset.reconstruction.output_channels import channel_axis_of
 
 # The image's range is that of its pixels; nothing is to be learnt about it.
 INPUT = "input"
@@ -66,29 +75,35 @@ def units_of(student: Student, block: Block, *, by_layer: bool) -> list[Unit]:
 
     Args:
         student: Whose block it is.
-        block: From ``find_blocks``.
-        by_layer: Each layer by itself, from what it reads to the clip (and the quantizer) behind.
+        block: From ``blocks_by_image``.
+        by_layer: Each layer by itself, from what it reads to the clip (and the quantizer) behind;
+            from and to the nearest tensors that count images, where these do not, with the layers
+            between them.
     """
     known = weight_paths(student).keys() - set(read_twice(student))
     owned = set(block.quantizers)
     if not (by_layer or block.is_long):
         weights, activations = _learnable(student, block.quantizers, known)
-        axis = _channel_axis(block.module)
+        axis = channel_axis_of(block.module)
         return [Unit(block.name, None, block.module, weights, activations, axis)]
     units = []
     targets = _quantizer_names(student)
+    start, done = input_of(block.module), set[fx.Node]()
     for node in block.module.graph.nodes:
-        if not is_weighted(node):
+        if not is_weighted(node) or node in done:
             continue
-        source, end = _source(node), _end(node)
-        body = _stretch(block.module, source, end)
-        lead = None if source.op == "placeholder" else _stretch(block.module, None, source)
+        source, end = _reach(block.module, node)
+        layers = [n for n in between(source, end) if is_weighted(n) and n not in done]
+        done.update(layers)
+        body = stretch(block.module, source, end)
+        lead = None if source is start else stretch(block.module, start, source)
         inside = [targets[str(n.target)] for n in body.graph.nodes if str(n.target) in targets]
         inside = [name for name in dict.fromkeys(inside) if name in owned]
         owned -= set(inside)
         weights, activations = _learnable(student, inside, known)
-        axis = _channel_axis(body)
-        units.append(Unit(layer_path(node), lead, body, weights, activations, axis))
+        paths = [layer_path(layer) for layer in layers]
+        name = paths[0] if len(paths) == 1 else f"{paths[0]} .. {paths[-1]}"
+        units.append(Unit(name, lead, body, weights, activations, channel_axis_of(body)))
     return units
 
 
@@ -111,10 +126,18 @@ def _quantizer_names(student: Student) -> dict[str, str]:
     }
 
 
-def _channel_axis(body: fx.GraphModule) -> int:
-    """Channels come second behind a convolution, last behind a linear."""
-    last = [name_of(node) for node in body.graph.nodes if is_weighted(node)]
-    return -1 if last and last[-1] == "linear" else 1
+def _reach(block: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Where a layer's unit starts and ends: at tensors that count images."""
+    source, end = _source(layer), _end(layer)
+    if images_axis(source) is not None and images_axis(end) is not None:
+        return source, end
+    start, order = input_of(block), {node: place for place, node in enumerate(block.graph.nodes)}
+    # What a layer makes of constants alone does not follow from the block's input.
+    behind = (node for node in gates(end, output_of(block)) if gates(start, node))
+    end = _end(next(node for node in behind if images_axis(node) is not None))
+    before = (node for node in reversed(gates(start, end)) if order[node] <= order[source])
+    tensors = (node for node in before if node.op != "call_module")
+    return next(node for node in tensors if images_axis(node) is not None), end
 
 
 def _source(layer: fx.Node) -> fx.Node:
@@ -137,24 +160,3 @@ def _end(layer: fx.Node) -> fx.Node:
 def _belongs(node: fx.Node) -> bool:
     frozen = bool(node.meta.get("frozen_batch_norm"))
     return node.op == "call_module" or is_clip(node) or frozen
-
-
-def _stretch(module: fx.GraphModule, source: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-    """The part of a block between two of its nodes; parameters stay shared."""
-    graph = fx.Graph()
-    start = graph.placeholder("x")
-    placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
-    source = source or placeholder
-    start.meta = dict(source.meta)
-    copied: dict[fx.Node, fx.Node] = {source: start}
-    needed, waiting = set(), [end]
-    while waiting:
-        node = waiting.pop()
-        if node not in needed and node is not source:
-            needed.add(node)
-            waiting.extend(node.all_input_nodes)
-    for node in module.graph.nodes:
-        if node in needed:
-            copied[node] = graph.node_copy(node, lambda n: copied[n])
-    graph.output(copied[end])
-    return fx.GraphModule(module, graph)

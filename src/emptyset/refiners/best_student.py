@@ -16,6 +16,7 @@ from emptyset.graph.originals import put
 from emptyset.graph.student import Student
 from emptyset.images.image_source import LiveSource
 from emptyset.monitor import State
+from emptyset.refiners.training_parts import teacher_function
 
 Evaluate = Callable[[Student], float]
 """How good a student is; larger is better."""
@@ -68,6 +69,8 @@ class BestStudent:
         # Update and score of every look; which of them is the best.
         self._looks: list[tuple[int, float]] = []
         self._best_look = 0
+        asked = self.judges and evaluate is None
+        self._teacher = teacher_function(student.teacher) if asked else None
 
     @property
     def judges(self) -> bool:
@@ -120,10 +123,11 @@ class BestStudent:
 
     def _agreement(self, images_NCHW: Tensor) -> float:
         """Share of images for which student and teacher name the same class."""
+        assert self._teacher is not None
         same, device = 0, self._student.device
         for batch in torch.split(images_NCHW, BATCH):
             shown = batch.to(device)
-            theirs = self._student.teacher.module(shown).argmax(1)
+            theirs = self._teacher(shown).argmax(1)
             same += int((self._student(shown).argmax(1) == theirs).sum())
         return same / len(images_NCHW)
 

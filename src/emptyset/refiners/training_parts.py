@@ -1,10 +1,11 @@
 """What a trained student learns from: its images, how they are shown, and its teacher."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emptyset.errors import ImagesError, RecipeError, UnsupportedModelError
 from emptyset.graph.originals import put
@@ -24,6 +25,7 @@ from emptyset.inversion.compilation import (
 from emptyset.inversion.resampling import draw_crops, sampled
 from emptyset.monitor import Monitor
 from emptyset.refiners.course import Course
+from emptyset.teachers.teacher import Teacher
 
 AUGMENTATIONS = ("shift", "crop", "none")
 # Greatest shift as a share of the image's shorter side: 4 of 32 pixels, as CIFAR is trained.
@@ -116,6 +118,36 @@ def mixed_batch(batch: Batch, method: str, classes: int, generator: torch.Genera
             targets = torch.nn.functional.one_hot(targets, classes).to(images)
         targets = shares[:, None] * targets + (1 - shares[:, None]) * targets[partners]
     return Batch(images, targets)
+
+
+def teacher_function(teacher: Teacher) -> Callable[[Tensor], Tensor]:
+    """The teacher's own network in eval mode, for images whose channels may lie last.
+
+    Its module stays as it is: where a part of it is in training mode, a copy answers.
+
+    Args:
+        teacher: Called once or twice.
+    """
+    module = teacher.module
+    if any(part.training for part in module.modules()):
+        module = copy.deepcopy(module).eval()
+    if _takes_channels_last(module, teacher.example()):
+        return module
+    return lambda images_NCHW: module(images_NCHW.contiguous())
+
+
+def _takes_channels_last(module: nn.Module, example: Tensor) -> bool:
+    """Whether memory may lie so: ``x.view(len(x), -1)`` refuses it behind a convolution.
+
+    Asked once, since networks that take it run faster so.
+    """
+    with torch.no_grad():
+        try:
+            module(example.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:
+            # What has nothing to do with memory comes again with the first images.
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -213,13 +245,13 @@ def pair_of(
         )
     products = torch.bfloat16 if half else torch.float32
     if not bodies and stages is None:
-        module, kind = student.teacher.module, student.device.type
+        network, kind = teacher_function(student.teacher), student.device.type
         if not half and not moves_statistics:
-            return Pair(lambda x: (student(x), []), lambda x: (module(x), []))
+            return Pair(lambda x: (student(x), []), lambda x: (network(x), []))
 
         def teacher_as_precise(images_NCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
             with torch.autocast(kind, torch.bfloat16, enabled=half):
-                return module(images_NCHW).float(), []
+                return network(images_NCHW).float(), []
 
         learning = Tapped(student.program, [], products, moves_statistics=moves_statistics)
         return Pair(learning, teacher_as_precise)
