@@ -1,9 +1,11 @@
 """BatchNorm folded, frozen or turned into a depthwise convolution computes the same."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from emptyset.errors import UnsupportedModelError
@@ -37,6 +39,102 @@ class ThroughReshape(nn.Module):
         return self.norm(tokens.flatten(0, 1)).reshape_as(tokens).mean(1)
 
 
+class Layered(nn.Module):
+    """A first convolution, then whatever the test does with these parts."""
+
+    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.parts, self.then = nn.ModuleDict(parts), forward
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.then(self.first(x).relu(), **self.parts)
+        return out.flatten(2).mean(2) if out.dim() > 2 else out
+
+
+def conv(outputs: int = 6, **options: Any) -> nn.Module:
+    return nn.Conv2d(6, outputs, 3, padding=1, **options)
+
+
+def norms(width: int, *names: str) -> dict[str, nn.Module]:
+    return {name: nn.BatchNorm2d(width) for name in names}
+
+
+def other_reader(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    y = conv(x)
+    return norm(y).relu() + y
+
+
+def two_norms(x: Tensor, conv: nn.Module, one: nn.Module, two: nn.Module) -> Tensor:
+    y = conv(x)
+    return one(y).relu() - two(y).relu()
+
+
+def one_call_read_twice(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    y = conv(norm(conv(x)).relu())
+    return norm(y) + y
+
+
+def in_a_mask(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    y = conv(x)
+    return torch.where(y > 0, norm(y), 0.0)
+
+
+def shared_bias(x: Tensor, one: nn.Module, two: nn.Module, **norms: nn.Module) -> Tensor:
+    y = norms["a"](one(x)).relu()
+    return norms["b"](F.conv2d(y, two.weight, one.bias))
+
+
+def computed_bias(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    return norm(F.conv2d(x, conv.weight, 2 * conv.bias))
+
+
+def rows(x: Tensor) -> Tensor:
+    """``(N, 8, 60)``: tokens of a column each."""
+    return x.permute(0, 2, 1, 3).flatten(2)
+
+
+# What torchao would fold, wrongly, and what only looks as if it could be folded.
+LEFT = {
+    "also read unnormalised": Layered(other_reader, conv=conv(), norm=nn.BatchNorm2d(6)),
+    "two BatchNorms on one convolution": Layered(two_norms, conv=conv(5), **norms(5, "one", "two")),
+    "two BatchNorms after two calls": Layered(
+        lambda x, conv, one, two: two(conv(one(conv(x)).relu())),
+        conv=conv(), **norms(6, "one", "two"),
+    ),
+    "called twice, once read by others": Layered(
+        one_call_read_twice, conv=conv(), norm=nn.BatchNorm2d(6)
+    ),
+    "its sign is read too": Layered(in_a_mask, conv=conv(5), norm=nn.BatchNorm2d(5)),
+    "a computed weight": Layered(
+        lambda x, conv, norm: norm(F.conv2d(x, conv.weight - conv.weight.mean(0), conv.bias)),
+        conv=conv(5), norm=nn.BatchNorm2d(5),
+    ),
+    "a computed bias": Layered(computed_bias, conv=conv(5), norm=nn.BatchNorm2d(5)),
+    "a linear read twice": Layered(
+        lambda x, linear, norm: other_reader(x.mean((2, 3)), linear, norm),
+        linear=nn.Linear(6, 5), norm=nn.BatchNorm1d(5),
+    ),
+    "as many tokens as channels": Layered(
+        lambda x, linear, norm: norm(linear(rows(x))),
+        linear=nn.Linear(60, 8), norm=nn.BatchNorm1d(8),
+    ),
+    "fewer tokens than channels": Layered(
+        lambda x, linear, norm: norm(linear(rows(x))),
+        linear=nn.Linear(60, 9), norm=nn.BatchNorm1d(8),
+    ),
+    "channels in another order": Layered(
+        lambda x, linear, norm: norm(
+            linear(x.mean((2, 3))).unflatten(1, (3, 2)).transpose(1, 2).flatten(1)
+        ),
+        linear=nn.Linear(6, 6), norm=nn.BatchNorm1d(6),
+    ),
+    "depthwise transposed": Layered(
+        lambda x, conv, norm: norm(conv(x)),
+        conv=nn.ConvTranspose2d(6, 6, 2, 2, groups=6, bias=False), norm=nn.BatchNorm2d(6),
+    ),
+}  # fmt: skip
+
 FOLDED = {
     "convolution": (nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5)), 1),
     "with a bias": (nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)), 1),
@@ -47,11 +145,30 @@ FOLDED = {
     "linear through a reshape": (ThroughReshape(), 1),
     "after a relu": (nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.BatchNorm2d(5)), 0),
     "grouped transposed": (
-        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.BatchNorm2d(6)),
-        0,
+        nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 6, 2, groups=2), nn.BatchNorm2d(6)
+        ),
+        1,
     ),
-    "called twice": (Twice(), 0),
-}
+    "called twice": (Twice(), 2),
+    "two in a row": (nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.BatchNorm2d(5)), 2),
+    "a bias shared by two layers": (
+        Layered(shared_bias, one=conv(5), two=nn.Conv2d(5, 5, 2), **norms(5, "a", "b")), 2
+    ),
+    "tokens moved behind the channels": (
+        Layered(
+            lambda x, linear, norm: norm(linear(rows(x)).transpose(1, 2)),
+            linear=nn.Linear(60, 9), norm=nn.BatchNorm1d(9),
+        ),
+        1,
+    ),
+    "convolution through a reshape": (
+        Layered(
+            lambda x, conv, norm: norm(conv(x).flatten(2)), conv=conv(5), norm=nn.BatchNorm1d(5)
+        ),
+        1,
+    ),
+} | {kind: (module, 0) for kind, module in LEFT.items()}  # fmt: skip
 
 
 def batch_norms(program: fx.GraphModule) -> int:
@@ -105,6 +222,24 @@ def test_a_batch_norm_that_nothing_absorbs_becomes_depthwise(compared) -> None:
     assert gap < 1e-5
     depthwise = next(n for n in program.graph.nodes if n.meta.get("was_batch_norm"))
     assert depthwise.args[6] == 3
+
+
+@pytest.mark.parametrize("plan", ["integer", "edges_8bit"])
+@pytest.mark.parametrize("kind", ["grouped transposed", "called twice", *LEFT])
+def test_what_folding_left_is_not_folded_later(
+    kind: str, plan: str, teacher_of: Callable[..., Teacher]
+) -> None:
+    module, _ = FOLDED[kind]
+    student, images = prepare(teacher_of(module), "w4a4", plan=plan), torch.randn(5, 3, 8, 10)
+    with student.float_mode():
+        torch.testing.assert_close(student(images), module(images), atol=1e-5, rtol=1e-5)
+
+
+def test_calls_of_one_batch_norm_that_becomes_depthwise_share_its_weight(teacher_of) -> None:
+    module = LEFT["called twice, once read by others"]
+    student = prepare(teacher_of(module), "w4a4")
+    layers = [layer for layer in student.layers() if layer.bits.role == "batch_norm"]
+    assert [layer.weight_quantizer for layer in layers] == ["parts.norm.depthwise.weight"] * 2
 
 
 @pytest.mark.parametrize("choice", ["fold", "frozen"])

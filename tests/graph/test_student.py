@@ -67,6 +67,24 @@ def test_only_layer_quantizes_this_layers_input_and_weight(calibrated) -> None:
     torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_only_layer_quantizes_every_call_of_a_layer(calibrated) -> None:
+    class Twice(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.second(F.relu(self.norm(self.conv(x)))))
+            return self.linear(F.relu(self.second(x)).mean((2, 3)))
+
+    student, images = calibrated(Twice(), "w2a3", plan="every_layer")
+    with student.only_layer("second"):
+        on = [name for name, q in student.quantizers.items() if q.enabled]
+        alone = student(images.images)
+    assert on == ["second.weight", "network.relu.output", "network.relu.output.2"]
+    net, q = student.teacher.module, student.quantizers
+    x, weight = F.relu(net.norm(net.conv(images.images))), q["second.weight"](net.second.weight)
+    for name in on[1:]:
+        x = F.relu(F.conv2d(q[name](x), weight, net.second.bias, padding=1))
+    torch.testing.assert_close(alone, net.linear(x.mean((2, 3))), atol=1e-5, rtol=1e-4)
+
+
 def test_an_unknown_layer_names_the_nearest(calibrated) -> None:
     student, _ = calibrated(Net())
     with pytest.raises(UnknownNameError, match=r"'secnd'.*'second'"), student.only_layer("secnd"):

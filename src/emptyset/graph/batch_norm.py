@@ -9,17 +9,25 @@ convolution in plan `integer`.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from emptyset.errors import UnsupportedModelError
+from emptyset.graph.channel_labels import (
+    channel_axis,
+    channels_along,
+    labels_behind,
+    own_labels,
+    shape_of,
+)
+from emptyset.graph.edits import has
 from emptyset.graph.nodes import call, finish, get_parameter, set_parameter
 from emptyset.graph.operators import (
     argument,
     attribute,
     is_parameter,
-    is_tensor,
     is_weighted,
     module_path,
     name_of,
@@ -73,68 +81,134 @@ def _stored(graph_module: fx.GraphModule, node: fx.Node) -> list[Tensor | None]:
 
 
 def fold(graph_module: fx.GraphModule) -> int:
-    """Fold every BatchNorm that follows a convolution or linear; gives how many were folded."""
-    folded = 0
-    for node in list(graph_module.graph.nodes):
-        if name_of(node) != "batch_norm":
+    """Fold every BatchNorm that follows a convolution or linear; gives how many were folded.
+
+    A layer that is called several times has one weight: it takes a BatchNorm in where the same one
+    follows every call, once for all of them.
+    """
+    graph, gone = graph_module.graph, set[fx.Node]()
+    for node in list(graph.nodes):
+        if name_of(node) != "batch_norm" or node in gone:
             continue
         layer = _absorber(node)
-        if layer is None or not _fold_one(graph_module, layer, node):
+        calls = {} if layer is None else _calls(layer, node)
+        if not calls:
             continue
-        node.replace_all_uses_with(node.args[0])
-        graph_module.graph.erase_node(node)
-        folded += 1
+        _fold_one(graph_module, list(calls), node)
+        for norm in calls.values():
+            source = norm.args[0]
+            assert isinstance(source, fx.Node)
+            norm.replace_all_uses_with(source)
+            graph.erase_node(norm)
+        gone.update(calls.values())
     finish(graph_module)
-    return folded
+    return len(gone)
 
 
 def _absorber(node: fx.Node) -> fx.Node | None:
-    """The layer that can take this BatchNorm in: reached alone, through reshapes if linear."""
-    source, through = node.args[0], False
-    while isinstance(source, fx.Node) and sum(map(is_tensor, source.users)) == 1:
+    """The layer that can take this BatchNorm in: read by nobody else, its channels along axis 1."""
+    reshapes: list[fx.Node] = []
+    source = node.args[0]
+    while isinstance(source, fx.Node) and len(_readers(source)) == 1:
         if is_weighted(source):
-            return source if not through or name_of(source) == "linear" else None
+            fits = _lands_on_channels(source, reshapes) and not _is_depthwise_transposed(source)
+            return source if fits else None
         if name_of(source) not in RESHAPES:
             return None
-        source, through = source.args[0], True
+        reshapes.insert(0, source)
+        source = source.args[0]
     return None
 
 
-def _fold_one(graph_module: fx.GraphModule, layer: fx.Node, node: fx.Node) -> bool:
-    factor, offset = statistics(graph_module, node)
-    weight_node = layer.args[1]
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Who reads the tensor's values, not only its size."""
+    return [user for user in node.users if name_of(user) != "sym_size"]
+
+
+def _is_depthwise_transposed(layer: fx.Node) -> bool:
+    """Whether one weight scale serves all channels, which factors of their own would pull apart."""
+    groups = argument(layer, 6) if name_of(layer) == "conv_transpose2d" else None
+    return groups not in (None, 1) and groups == shape_of(layer)[1]
+
+
+def _lands_on_channels(layer: fx.Node, reshapes: list[fx.Node]) -> bool:
+    """Whether axis 1 behind these reshapes holds the layer's channels, in their order."""
+    axis = channel_axis(layer)
+    if not reshapes:
+        return axis == 1
+    labels = {layer: own_labels(layer)}
+    for node in reshapes:
+        behind = labels_behind(node, labels)
+        if behind is None:
+            return False
+        labels[node] = behind
+    channels = channels_along(labels[reshapes[-1]], 1)
+    return channels is not None and channels.tolist() == list(range(shape_of(layer)[axis]))
+
+
+def _calls(layer: fx.Node, norm: fx.Node) -> dict[fx.Node, fx.Node]:
+    """Every call of the layer, and the BatchNorm that follows it; nothing where these differ."""
+    weight, bias = layer.args[1], argument(layer, 2)
+    assert isinstance(weight, fx.Node)
+    if bias is not None and not is_parameter(bias):
+        return {}
+    if len(weight.users) == 1:
+        return {layer: norm}
+    behind = {_absorber(node): node for node in layer.graph.nodes if name_of(node) == "batch_norm"}
+    calls = {}
+    for user in weight.users:
+        other = behind.get(user)
+        if other is None or other.args[1:] != norm.args[1:]:
+            return {}
+        same = name_of(user) == name_of(layer) and argument(user, 6) == argument(layer, 6)
+        if not same or user.args[1] is not weight or argument(user, 2) is not bias:
+            return {}
+        calls[user] = other
+    return calls
+
+
+def _fold_one(graph_module: fx.GraphModule, calls: list[fx.Node], norm: fx.Node) -> None:
+    """Take a BatchNorm into the weight and bias that these calls of a layer share."""
+    layer, (factor, offset) = calls[0], statistics(graph_module, norm)
+    weight_node, bias_node = layer.args[1], argument(layer, 2)
     assert isinstance(weight_node, fx.Node)
-    weight = attribute(graph_module, str(weight_node.target))
-    axis = weight_axis(layer)
-    if weight.shape[axis] != len(factor) or len(weight_node.users) != 1:
-        return False
-    shape = [1] * weight.dim()
-    shape[axis] = -1
-    bias_node = argument(layer, 2)
-    old = attribute(graph_module, str(bias_node.target)) if is_parameter(bias_node) else None
-    folded = (weight.detach().double() * factor.view(shape)).to(weight.dtype)
-    bias = offset + (0 if old is None else old.detach().double() * factor)
+    weight = attribute(graph_module, str(weight_node.target)).detach()
+    old = None if bias_node is None else attribute(graph_module, str(bias_node.target)).detach()
+    folded = _scaled(layer, weight.double(), factor).to(weight.dtype)
+    bias = offset + (0 if old is None else old.double() * factor)
     set_parameter(graph_module, str(weight_node.target), folded)
-    set_bias(graph_module, layer, bias.to(weight.dtype))
-    layer.meta[BATCH_NORM_OUTPUT] = output_statistics(graph_module, node)
-    return True
+    _set_bias(graph_module, calls, bias.to(weight.dtype))
+    for one in calls:
+        one.meta[BATCH_NORM_OUTPUT] = output_statistics(graph_module, norm)
 
 
-def set_bias(graph_module: fx.GraphModule, layer: fx.Node, bias: Tensor) -> None:
-    """Give a convolution or linear this bias, as a parameter of its own."""
-    weight_node = layer.args[1]
+def _scaled(layer: fx.Node, weight: Tensor, factor: Tensor) -> Tensor:
+    """The weight with each output channel multiplied by its factor ``(C,)``."""
+    around = [1] * (weight.dim() - 2)
+    if weight_axis(layer) == 0:
+        return weight * factor.view(-1, 1, *around)
+    # Of a transposed convolution, (C_in, C_out / groups, ...): the groups lie behind one another.
+    groups = argument(layer, 6) or 1
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    scaled = grouped * factor.view(groups, 1, -1, *around)
+    return scaled.reshape(weight.shape)
+
+
+def _set_bias(graph_module: fx.GraphModule, calls: list[fx.Node], bias: Tensor) -> None:
+    """Give a layer this bias in all its calls, as a parameter of its own."""
+    weight_node, existing = calls[0].args[1], argument(calls[0], 2)
     assert isinstance(weight_node, fx.Node)
-    path = str(weight_node.target).removesuffix("weight") + "bias"
-    existing = argument(layer, 2)
-    if is_parameter(existing) and len(existing.users) == 1:
-        path = str(existing.target)
-    set_parameter(graph_module, path, bias)
-    if is_parameter(existing) and str(existing.target) == path:
+    if existing is not None and set(existing.users) <= set(calls):
+        set_parameter(graph_module, str(existing.target), bias)
         return
-    graph = graph_module.graph
-    with graph.inserting_before(layer):
-        node = get_parameter(graph, path, bias, like=layer)
-    layer.args = (*layer.args[:2], node, *layer.args[3:])
+    path = str(weight_node.target).removesuffix("weight") + "bias"
+    while has(graph_module, path):
+        path += "_own"
+    set_parameter(graph_module, path, bias)
+    with graph_module.graph.inserting_after(weight_node):
+        node = get_parameter(graph_module.graph, path, bias, like=calls[0])
+    for one in calls:
+        one.args = (*one.args[:2], node, *one.args[3:])
 
 
 def freeze(graph_module: fx.GraphModule) -> int:
@@ -178,19 +252,22 @@ def freeze(graph_module: fx.GraphModule) -> int:
 def to_depthwise(graph_module: fx.GraphModule) -> int:
     """Turn every BatchNorm that is left on ``(N, C, H, W)`` into a depthwise 1x1 convolution."""
     graph, turned = graph_module.graph, 0
+    # One weight for all calls of one BatchNorm.
+    made: dict[Any, list[fx.Node]] = {}
     for node in list(graph.nodes):
         if name_of(node) != "batch_norm" or node.meta["val"].dim() != 4:
             continue
         factor, offset = statistics(graph_module, node)
         path = str(node.args[3].target).removesuffix("running_mean")
-        weight = factor.float().view(-1, 1, 1, 1)
-        set_parameter(graph_module, path + "depthwise.weight", weight)
-        set_parameter(graph_module, path + "depthwise.bias", offset.float())
+        values = {"weight": factor.float().view(-1, 1, 1, 1), "bias": offset.float()}
         with graph.inserting_before(node):
-            operands = [
-                get_parameter(graph, path + "depthwise.weight", weight, like=node),
-                get_parameter(graph, path + "depthwise.bias", offset.float(), like=node),
-            ]
+            if node.args[1:] not in made:
+                made[node.args[1:]] = []
+                for name, value in values.items():
+                    set_parameter(graph_module, f"{path}depthwise.{name}", value)
+                    parameter = get_parameter(graph, f"{path}depthwise.{name}", value, like=node)
+                    made[node.args[1:]].append(parameter)
+            operands = made[node.args[1:]]
             ones = ([1, 1], [0, 0], [1, 1], math.prod(factor.shape))
             new = call(graph, ATEN.conv2d.default, (node.args[0], *operands, *ones), node)
         new.meta["was_batch_norm"] = True

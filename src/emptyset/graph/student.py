@@ -16,20 +16,22 @@ from emptyset.errors import RecipeError, TeacherError, UnknownNameError
 from emptyset.graph.batch_norm import fold, freeze
 from emptyset.graph.capture import capture
 from emptyset.graph.edits import quantizer_of, repeat_edits, round_bias
+from emptyset.graph.float_check import require_teachers_logits
 from emptyset.graph.operators import (
     attribute,
     layer_path,
-    module_path,
     name_of,
     parameter_of,
     weighted_layers,
 )
 from emptyset.graph.originals import ORIGINAL, originals_in_place, separated, unlearnt
 from emptyset.graph.plans import LayerBits
-from emptyset.quantizers.affine import LEARNT_ROUNDING, AffineFakeQuantizer
+from emptyset.graph.quantizer_names import named_quantizers
+from emptyset.graph.unfused import prepare_unfused
+from emptyset.quantizers.affine import LEARNT_ROUNDING
 from emptyset.quantizers.bias import BiasFakeQuantizer
 from emptyset.quantizers.bits import Bits
-from emptyset.quantizers.pt2e import prepare_pt2e, quietly
+from emptyset.quantizers.pt2e import quietly
 from emptyset.registry import nearest, plans
 from emptyset.teachers.teacher import Teacher
 
@@ -76,6 +78,8 @@ class Student:
         originals: Parameters that training changed, as they were before, by path; the program
             holds the learnt ones.
         records: What refiners have to tell of their work (JSON data), in order; not saved.
+        bias_shifts: What analytic bias correction has taken from biases, by layer, so that a
+            second one gives it back first; not saved.
     """
 
     teacher: Teacher
@@ -89,9 +93,10 @@ class Student:
     settings: dict[str, Any] = field(default_factory=dict)
     originals: dict[str, Tensor] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    bias_shifts: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.quantizers = _named_quantizers(self.program)
+        self.quantizers = named_quantizers(self.program)
 
     def __call__(self, images: Tensor) -> Tensor:
         """``(N, K)`` logits of ``(N, C, H, W)`` images."""
@@ -110,16 +115,17 @@ class Student:
 
     @contextlib.contextmanager
     def only_layer(self, name: str) -> Iterator[None]:
-        """Inside, only this layer's weight and input are quantized.
+        """Inside, only this layer's weight and input are quantized, in every call of it.
 
         Raises:
             UnknownNameError: If no layer has this path.
         """
-        layers = {layer.name: layer for layer in self.layers()}
-        if name not in layers:
-            raise UnknownNameError(f"No layer is called '{name}'.{nearest(name, list(layers))}")
-        layer = layers[name]
-        names = [n for n in (layer.weight_quantizer, layer.input_quantizer) if n]
+        layers = self.layers()
+        calls = [layer for layer in layers if layer.name == name]
+        if not calls:
+            known = [layer.name for layer in layers]
+            raise UnknownNameError(f"No layer is called '{name}'.{nearest(name, known)}")
+        names = [n for call in calls for n in (call.weight_quantizer, call.input_quantizer) if n]
         with self.only_quantizers(names):
             yield
 
@@ -273,7 +279,7 @@ class Student:
         return Student(
             self.teacher, program, self.plan, self.bits, self.batch_norm,
             self.integer_biases, dict(self.layer_bits), list(self.float_inputs), self.settings,
-            dict(self.originals), list(self.records),
+            dict(self.originals), list(self.records), dict(self.bias_shifts),
         )  # fmt: skip
 
 
@@ -297,7 +303,8 @@ def prepare(
         plan_settings: Settings of the plan.
 
     Raises:
-        CaptureError: If the network cannot be captured.
+        CaptureError: If the network cannot be captured, or what was captured computes something
+            else.
         RecipeError: If a setting is wrong (BitsError, UnknownNameError likewise).
     """
     bits = Bits.parse(bits)
@@ -320,15 +327,17 @@ def prepare(
     program = capture(teacher.module, teacher.example())
     fold(program) if batch_norm == "fold" else freeze(program)
     quantizer = entry.make(config).quantizer(bits, overrides or {})
-    with quietly():
-        prepared = prepare_pt2e(program, quantizer)
+    prepared = prepare_unfused(program, quantizer)
     if quantizer.integer_biases:
         _round_biases(prepared)
     layer_bits = {layer_path(node): given for node, given in quantizer.layers.items()}
-    return Student(
+    student = Student(
         teacher, prepared, plan, bits, batch_norm, quantizer.integer_biases, layer_bits,
         list(quantizer.float_inputs), {"settings": settings, "overrides": dict(overrides or {})},
     )  # fmt: skip
+    with student.float_mode():
+        require_teachers_logits(prepared, teacher)
+    return student
 
 
 def _is_learnt_rounding(name: str) -> bool:
@@ -361,36 +370,3 @@ def remove_bias_quantizers(program: fx.GraphModule) -> None:
             program.graph.erase_node(node)
     program.delete_all_unused_submodules()
     program.recompile()
-
-
-def _named_quantizers(program: fx.GraphModule) -> dict[str, AffineFakeQuantizer]:
-    """Every fake quantizer once, named after the tensor it quantizes.
-
-    ``layer1.0.conv1.weight`` for a weight, ``layer1.0.relu.output`` for an activation,
-    ``layer1.0.relu.output.4bit`` for one in series behind it.
-    """
-    found: dict[str, AffineFakeQuantizer] = {}
-    known: dict[int, str] = {}
-    for node in program.graph.nodes:
-        quantizer = quantizer_of(program, node)
-        if quantizer is None or id(quantizer) in known:
-            continue
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        behind = quantizer_of(program, source)
-        if quantizer.name:
-            base = quantizer.name  # of a copy, whose graph a refiner may have changed
-        elif behind is not None:
-            base = f"{known[id(behind)]}.{quantizer.bits}bit"
-        elif source.op == "get_attr":
-            base = str(source.target)
-        elif source.op == "placeholder":
-            base = "input"
-        else:
-            base = f"{module_path(source) or 'network'}.{name_of(source)}.output"
-        name, copies = base, 2
-        while name in found:
-            name, copies = f"{base}.{copies}", copies + 1
-        found[name], known[id(quantizer)] = quantizer, name
-        quantizer.name = name
-    return found
