@@ -13,7 +13,7 @@ from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import ImageSet
 from emptyset.refiners.calibrate import Calibrate, CalibrateConfig
 from emptyset.refiners.distill import Distill, DistillConfig
-from emptyset.refiners.training_parts import pair_of, teacher_function
+from emptyset.refiners.training_parts import OwnNetwork, pair_of
 from emptyset.teachers.teacher import InputSpec, Teacher
 
 SHAPE = (3, 8, 10)
@@ -103,11 +103,24 @@ def test_images_are_laid_anew_only_for_a_network_that_refuses_them(
 ) -> None:
     teacher = teacher_of(view=view)
     expected = teacher.module(images.images)
-    answer = teacher_function(teacher)
-    teacher.module.layouts.clear()
+    network = OwnNetwork(teacher)
     lying = images.images.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(answer(lying), expected, atol=1e-5, rtol=1e-5)
-    assert teacher.module.layouts == [view]
+    teacher.module.layouts.clear()
+    for _ in range(2):
+        torch.testing.assert_close(network(lying)[0], expected, atol=1e-5, rtol=1e-5)
+    # Once it is asked whether it takes them.
+    assert teacher.module.layouts == [False, view, view]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", [False, True])
+def test_compiled_it_answers_the_same(view: bool, images: ImageSet) -> None:
+    teacher = teacher_of(view=view)
+    pair = pair_of(prepare(teacher, "w4a4"), bodies=False).compiled()
+    lying = images.images.contiguous(memory_format=torch.channels_last)
+    answer, features = pair.teacher(lying)
+    assert features == []
+    torch.testing.assert_close(answer, teacher.module(images.images), atol=1e-5, rtol=1e-5)
 
 
 def test_what_the_network_refuses_for_another_reason_is_told() -> None:

@@ -56,6 +56,7 @@ def reconstruct(
         ImagesError: If there are no images, or they are no stored set.
         NotCalibratedError: If a quantizer has no range yet.
         CollapseError: If a block diverged; it then has its best state.
+        CaptureError: If the network's output does not count images.
     """
     if not isinstance(images, Images):
         raise ImagesError(

@@ -16,7 +16,7 @@ from emptyset.graph.originals import put
 from emptyset.graph.student import Student
 from emptyset.images.image_source import LiveSource
 from emptyset.monitor import State
-from emptyset.refiners.training_parts import teacher_function
+from emptyset.refiners.training_parts import OwnNetwork
 
 Evaluate = Callable[[Student], float]
 """How good a student is; larger is better."""
@@ -70,7 +70,7 @@ class BestStudent:
         self._looks: list[tuple[int, float]] = []
         self._best_look = 0
         asked = self.judges and evaluate is None
-        self._teacher = teacher_function(student.teacher) if asked else None
+        self._teacher = OwnNetwork(student.teacher) if asked else None
 
     @property
     def judges(self) -> bool:
@@ -127,7 +127,7 @@ class BestStudent:
         same, device = 0, self._student.device
         for batch in torch.split(images_NCHW, BATCH):
             shown = batch.to(device)
-            theirs = self._teacher(shown).argmax(1)
+            theirs = self._teacher(shown)[0].argmax(1)
             same += int((self._student(shown).argmax(1) == theirs).sum())
         return same / len(images_NCHW)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emptyset.errors import ImagesError, RecipeError, UnsupportedModelError
 from emptyset.graph.originals import put
@@ -120,34 +120,46 @@ def mixed_batch(batch: Batch, method: str, classes: int, generator: torch.Genera
     return Batch(images, targets)
 
 
-def teacher_function(teacher: Teacher) -> Callable[[Tensor], Tensor]:
-    """The teacher's own network in eval mode, for images whose channels may lie last.
+class OwnNetwork:
+    """The teacher's network as its user wrote it, in eval mode, for images in any layout.
 
     Its module stays as it is: where a part of it is in training mode, a copy answers.
 
     Args:
-        teacher: Called once or twice.
+        teacher: Asked for nothing yet.
+        half: Whether products are in bfloat16.
     """
-    module = teacher.module
-    if any(part.training for part in module.modules()):
-        module = copy.deepcopy(module).eval()
-    if _takes_channels_last(module, teacher.example()):
-        return module
-    return lambda images_NCHW: module(images_NCHW.contiguous())
 
+    def __init__(self, teacher: Teacher, *, half: bool = False) -> None:
+        self._example, self._half = teacher.example(), half
+        self._module = teacher.module
+        if any(part.training for part in self._module.modules()):
+            self._module = copy.deepcopy(self._module).eval()
+        self._takes_channels_last: bool | None = None
 
-def _takes_channels_last(module: nn.Module, example: Tensor) -> bool:
-    """Whether memory may lie so: ``x.view(len(x), -1)`` refuses it behind a convolution.
+    def __call__(self, images_NCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``(N, K)`` logits, and no features."""
+        shown = images_NCHW if self.takes_channels_last() else images_NCHW.contiguous()
+        if not self._half:
+            return self._module(shown), []
+        with torch.autocast(shown.device.type, torch.bfloat16):
+            return self._module(shown).float(), []
 
-    Asked once, since networks that take it run faster so.
-    """
-    with torch.no_grad():
-        try:
-            module(example.contiguous(memory_format=torch.channels_last))
-        except RuntimeError:
-            # What has nothing to do with memory comes again with the first images.
-            return False
-    return True
+    def takes_channels_last(self) -> bool:
+        """Whether memory may lie so: ``x.view(len(x), -1)`` refuses it behind a convolution.
+
+        Found out once, with two images, since networks that take it are faster so.
+        """
+        if self._takes_channels_last is None:
+            lying = self._example.contiguous(memory_format=torch.channels_last)
+            try:
+                with torch.no_grad():
+                    self._module(lying)
+                self._takes_channels_last = True
+            except RuntimeError:
+                # What has nothing to do with memory comes again with the images.
+                self._takes_channels_last = False
+        return self._takes_channels_last
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,9 @@ class Pair:
 
     def compiled(self) -> "Pair":
         """The same through ``torch.compile``; compiling happens at the first call."""
+        if isinstance(self.teacher, OwnNetwork):
+            # No compiler follows an attempt.
+            self.teacher.takes_channels_last()
         return Pair(compiled(self.student), compiled(self.teacher), self.bodies)
 
 
@@ -245,16 +260,11 @@ def pair_of(
         )
     products = torch.bfloat16 if half else torch.float32
     if not bodies and stages is None:
-        network, kind = teacher_function(student.teacher), student.device.type
+        teacher = OwnNetwork(student.teacher, half=half)
         if not half and not moves_statistics:
-            return Pair(lambda x: (student(x), []), lambda x: (network(x), []))
-
-        def teacher_as_precise(images_NCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-            with torch.autocast(kind, torch.bfloat16, enabled=half):
-                return network(images_NCHW).float(), []
-
+            return Pair(lambda x: (student(x), []), teacher)
         learning = Tapped(student.program, [], products, moves_statistics=moves_statistics)
-        return Pair(learning, teacher_as_precise)
+        return Pair(learning, teacher)
     units = residual_bodies(student.program) if bodies else []
     if bodies and not units:
         raise UnsupportedModelError(
