@@ -15,7 +15,7 @@ from emptyset.teachers.embedded import held_out_images_path
 def main(count: int = 256, steps: int = 25) -> None:
     teacher = emptyset.load("embedded:digits-resnet")
     images = emptyset.synthesize(
-        teacher, "zeroq", count=count, seed=0, steps=steps, schedule="cosine"
+        teacher, "zeroq", count=count, seed=0, steps=steps, schedule="cosine", clip=True
     )
     scans = emptyset.images_from(held_out_images_path(), teacher)
     for bits in ("w8a8", "w4a8", "w4a4"):

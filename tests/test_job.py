@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import emptyset
+from emptyset.cli.app import app
 from emptyset.errors import CertificateError, UnsupportedModelError
 from emptyset.images.folder import load_images
 from emptyset.images.image_set import ImageSet
@@ -183,6 +185,12 @@ def test_a_file_that_fails_its_certificate_is_rejected(
     assert "model.rejected.onnx" in left
     assert "certificate.json" in left
     assert not left & {"model.onnx", "report.html", "metrics.json"}
+    # As the message says, it can be seen again.
+    assert f"emptyset check {tmp_path / 'r'}" in str(caught.value)
+    seen = CliRunner().invoke(app, ["check", str(tmp_path / "r"), "-q"])
+    assert isinstance(seen.exception, SystemExit)
+    assert seen.exit_code == 3
+    assert "model.rejected.onnx: does not compute" in " ".join(seen.stderr.split())
 
     monkeypatch.setattr(pipeline, "certify", certify)
     emptyset.quantize(DIGITS, **(arguments | {"settings": settings}), overwrite=True)

@@ -113,3 +113,22 @@ def test_shards_hold_what_one_file_would(tmp_path: Path, command: Any) -> None:
     assert command(*arguments, "--out", tmp_path / "shards", "--overwrite").exit_code == 0
     names = sorted(path.name for path in (tmp_path / "shards").iterdir())
     assert names == ["card.json", "images.safetensors"]
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_images_are_not_written_into_a_run(
+    overwrite: list[str], tmp_path: Path, command: Any
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("mine", encoding="utf-8")
+    images = ImageSet(torch.zeros(3, 1, 16, 16))
+    images.save(tmp_path / "images")
+    out = ["--out", tmp_path / "run", *overwrite]
+    for asked in (
+        ["synthesize", DIGITS, "--count", "2", *out],
+        ["select", tmp_path / "images", DIGITS, *out],
+    ):
+        result = command(*asked)
+        assert result.exit_code == 5, result.output
+        assert "holds a run (recipe.yaml)" in result.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]

@@ -23,13 +23,17 @@ def check(
     from emptyset.cli.progress import shown_progress
     from emptyset.errors import CertificateError
     from emptyset.job.restored import restore
-    from emptyset.run_folder import MODEL
+    from emptyset.run_folder import MODEL, REJECTED
 
     restored = restore(run)
+    # What failed its certificate in the run can be looked at again.
+    path = run / REJECTED
+    if (run / MODEL).exists() or not path.exists():
+        path = restored.file(MODEL)
     shown = restored.fitted_images(images)
     with shown_progress(quiet=quiet) as monitor:
         certificate = pipeline.certify(
-            restored.file(MODEL),
+            path,
             restored.student,
             shown,
             limit=limit,
@@ -42,6 +46,7 @@ def check(
         print(certificate.summary())
     if not certificate.holds:
         raise CertificateError(
-            f"{run / MODEL}: does not compute what {run / 'student.safetensors'} simulates: "
-            f"{certificate.fault} Do not use the file; write it again with `emptyset export {run}`."
+            f"{path}: does not compute what {run / 'student.safetensors'} simulates: "
+            f"{certificate.fault}. Do not use the file; write it again with `emptyset export "
+            f"{run}`."
         )

@@ -6,15 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emptyset.cli.output import show_json
+from emptyset.errors import RunFolderError
 
 if TYPE_CHECKING:
     from emptyset.images.image_set import ImageSet
 
 
 def already_there(folder: Path, *, overwrite: bool) -> bool:
-    """Whether the folder holds an image set that may not be replaced."""
-    from emptyset.images.image_set import CARD_NAME
+    """Whether the folder holds an image set that may not be replaced.
 
+    Raises:
+        RunFolderError: If it holds a run, which would be none any more.
+    """
+    from emptyset.images.image_set import CARD_NAME
+    from emptyset.run_folder import RECIPE
+
+    if (folder / RECIPE).is_file():
+        raise RunFolderError(
+            f"{folder}: holds a run ({RECIPE}); images beside its files would be taken for it. "
+            "Give another folder with --out."
+        )
     return (folder / CARD_NAME).is_file() and not overwrite
 
 

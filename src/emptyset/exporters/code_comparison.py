@@ -1,5 +1,6 @@
 """Runs the simulation in double precision, compares its codes with the runtime's, node by node."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,19 @@ class NodeRecord:
                 f"{self.name} ({self.operator}): {self.faults} of {self.values} codes differ by up "
                 f"to {self.worst} and are no rounding ties"
             )
-        allowed = TIES_IN_SMALL_NODE if self.values < SMALL_NODE else TIES_ALLOWED * self.values
-        if self.distinct_ties > allowed:
+        if self.distinct_ties > self.ties_allowed():
             return f"{self.name} ({self.operator}): {self.ties} of {self.values} codes are ties"
         return None
+
+    def ties_allowed(self) -> float:
+        """So many distinct ties may be, without limit for images.
+
+        These are given, not computed, so no error hides behind them; and with mean and deviation
+        0.5 every pixel of eight bits lies on a boundary.
+        """
+        if self.operator == "placeholder":
+            return math.inf
+        return TIES_IN_SMALL_NODE if self.values < SMALL_NODE else TIES_ALLOWED * self.values
 
 
 class CodeComparison:

@@ -12,13 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from emptyset.exporters.code_comparison import (
-    SMALL_NODE,
-    TIES_ALLOWED,
-    TIES_IN_SMALL_NODE,
-    CodeComparison,
-    NodeRecord,
-)
+from emptyset.exporters.code_comparison import CodeComparison, NodeRecord
 from emptyset.exporters.frozen_batch_norm import factor_and_bias, frozen_chain
 from emptyset.exporters.simulation import Simulation, is_quantize
 from emptyset.graph.bias_range import keep_biases_in_int32
@@ -78,8 +72,8 @@ def _differs(record: NodeRecord) -> bool:
 
     The student adds in float32 throughout, so a value may lie a little beyond what counts as a tie.
     """
-    allowed = TIES_IN_SMALL_NODE if record.values < SMALL_NODE else TIES_ALLOWED * record.values
-    return record.missing or record.worst > 1 or record.faults + record.distinct_ties > allowed
+    beyond = record.faults + record.distinct_ties
+    return record.missing or record.worst > 1 or beyond > record.ties_allowed()
 
 
 class _Recording(fx.Interpreter):

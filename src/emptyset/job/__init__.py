@@ -103,7 +103,7 @@ def run(
         if not certificate["holds"]:
             folder.discard("run", "report", "evaluation")
             raise CertificateError(
-                f"The file does not compute what was simulated: {certificate['fault']} "
+                f"The file does not compute what was simulated: {certificate['fault']}. "
                 f"It was left as {out / REJECTED} and must not be used. Run `emptyset check "
                 f"{out}` to see it again, and please report it."
             )
