@@ -131,6 +131,22 @@ def test_the_rows_tell_labelled_results_first(metrics: dict[str, Any]) -> None:
     assert result_rows(metrics)[-1].after == "FAILS"
 
 
+@pytest.mark.parametrize(("bits", "stored"), [("w4a4", 4), ("w2a8", 4), ("w6a8", 8)])
+def test_how_weights_are_stored_is_told_without_measured_layers_too(
+    bits: str, stored: int, metrics: dict[str, Any]
+) -> None:
+    metrics = metrics | {"layers": [], "plan": metrics["plan"] | {"bits": bits}}
+    (row,) = [row for row in result_rows(metrics) if "stored in" in row.remark]
+    assert f"weights are stored in {stored} bits" in row.remark
+
+
+def test_a_page_is_written_into_a_folder_that_is_not_there_yet(
+    tmp_path: Path, metrics: dict[str, Any]
+) -> None:
+    written(tmp_path / "new", metrics)
+    assert (tmp_path / "new" / "report.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(None, "–"), (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from emptyset.quantizers.bits import Bits
+
 
 @dataclass(frozen=True)
 class Row:
@@ -86,7 +88,8 @@ def _bits(metrics: dict[str, Any]) -> Row:
     if mixed:
         return _mixed_bits(metrics, mixed)
     bits = metrics["plan"]["bits"]
-    least = min((row["weight_bits"] for row in metrics["layers"]), default=8)
+    asked = Bits.parse(bits).weights  # where layers were not measured: there were no images
+    least = min((row["weight_bits"] for row in metrics["layers"]), default=asked)
     remark = "of weights and activations"
     if bits != "w8a8":
         stored = 4 if least <= 4 else 8

@@ -44,6 +44,7 @@ def write_template(name: str, path: Path, values: dict[str, Any]) -> None:
     }
     text = environment.get_template(name).render(values)
     aside = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
