@@ -13,6 +13,7 @@ from torch import Tensor
 from emptyset import measurement
 from emptyset.errors import ImagesError, RecipeError, UnknownNameError
 from emptyset.images.image_set import ImageSet
+from emptyset.images.preprocessing import other_constants
 from emptyset.inversion.labels import class_count
 from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import sources
@@ -71,25 +72,19 @@ def generator_from(path: Path | str, teacher: Teacher) -> "GeneratorSource":
             f"{teacher.name} has {'x'.join(map(str, teacher.input.shape))} and "
             f"{teacher.weights_hash[:12]}. Give the teacher of the run that wrote it."
         )
-    for name in ("mean", "std"):
-        # Cards of older files do not tell.
-        own = list(getattr(teacher.input, name))
-        if card.get(name, own) != own:
-            raise ImagesError(
-                f"{path}: was trained for this teacher with {name} {_told(card[name])}, and here "
-                f"it is {_told(own)}, so its images would have other colours. Give the same "
-                f"--{name} as in the run that wrote it."
-            )
+    if (other := other_constants(card, teacher.input)) is not None:
+        name, before, now = other
+        raise ImagesError(
+            f"{path}: was trained for this teacher with {name} {before}, and here it is {now}, so "
+            f"its images would have other colours. Give the same --{name} as in the run that wrote "
+            "it."
+        )
     try:
         made = source(teacher, card["method"], seed=card["seed"], **card["settings"])
         made.load_network(network, card)
     except (RecipeError, UnknownNameError, ImagesError) as error:
         raise ImagesError(f"{path}: {error}") from error
     return made
-
-
-def _told(values: Any) -> str:
-    return ",".join(f"{value:g}" for value in values)
 
 
 def with_real_images(

@@ -217,6 +217,16 @@ def test_made_images_are_compared_with_the_nearest_real_ones(
     assert told(command(*alone))["neighbours"] is None
 
 
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(*_given: Any, **_named: Any) -> None:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("emptyset.evaluate.class_boundary.class_boundary", work)
+    monkeypatch.setattr("emptyset.evaluate.nearest_neighbours.nearest_neighbours", work)
+
+
+@pytest.mark.usefixtures("no_work")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -230,29 +240,17 @@ def test_what_cannot_be_shown_is_refused_before_the_work(
     generators: dict[str, Path],
     real: Path,
     command: Any,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def work(*_given: Any, **_named: Any) -> None:
-        raise AssertionError("the work was begun")
-
-    monkeypatch.setattr("emptyset.evaluate.class_boundary.class_boundary", work)
-    monkeypatch.setattr("emptyset.evaluate.nearest_neighbours.nearest_neighbours", work)
     common = ["--teacher", DIGITS, "--device", "cpu", "-q"]
     result = command("evaluate", generators["qimera"], *common, "--real", real, *options)
     assert result.exit_code == 2, result.output
     assert said in " ".join(result.stderr.split())
 
 
+@pytest.mark.usefixtures("no_work")
 def test_a_single_real_image_is_refused_before_the_work(
-    generators: dict[str, Path],
-    tmp_path: Path,
-    command: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    generators: dict[str, Path], tmp_path: Path, command: Any
 ) -> None:
-    def work(*_given: Any, **_named: Any) -> None:
-        raise AssertionError("the work was begun")
-
-    monkeypatch.setattr("emptyset.evaluate.class_boundary.class_boundary", work)
     one, data = tmp_path / "one.npz", np.load(held_out_images_path())
     np.savez(one, images=data["images"][:1], labels=data["labels"][:1])
     common = ["--teacher", DIGITS, "--device", "cpu", "-q"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from emptyset.errors import ImagesError, MissingExtraError, RunFolderError
-from emptyset.exporters.kernels import saturates
+from emptyset.exporters.kernels import session
 
 
 class OnnxClassifier:
@@ -15,7 +15,7 @@ class OnnxClassifier:
 
     def __init__(self, path: Path) -> None:
         try:
-            import onnxruntime
+            import onnxruntime  # noqa: F401
         except ImportError as error:
             raise MissingExtraError(
                 'Running an ONNX file needs onnxruntime: pip install "emptyset[onnx]".'
@@ -23,16 +23,9 @@ class OnnxClassifier:
         self.path = path
         if not path.is_file():
             raise RunFolderError(f"{path}: no such file. Expected an exported ONNX file.")
-        options = onnxruntime.SessionOptions()
-        # Warnings of the runtime (4: fatal, 3: error) would land in the middle of our output.
-        options.log_severity_level = 3
-        if saturates():
-            # As the certificate computes.
-            options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            # As the certificate computes.
+            self._session: Any = session(path)
         # The runtime's own exceptions share no base class below Exception.
         except Exception as error:
             raise RunFolderError(

@@ -112,6 +112,7 @@ def session(
             'ONNX Runtime is not installed. Run: pip install "emptyset[onnx]"'
         ) from error
     options = onnxruntime.SessionOptions()
+    # Warnings of the runtime (4: fatal, 3: error) would land in the middle of our output.
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emptyset.errors import ImagesError
 from emptyset.images.image_set import CARD_NAME, FILE_NAME
-from emptyset.images.preprocessing import Preprocessing
+from emptyset.images.preprocessing import Preprocessing, other_constants
 
 
 class StoredImagesFile:
@@ -88,12 +88,10 @@ def require_stored_for(
             "in normalised units and cannot be resized; make them again for this teacher."
         )
     for entry in history:
-        for name in ("mean", "std"):
-            own = list(getattr(spec, name))
-            if entry.get(name, own) != own:
-                made, taken = (",".join(f"{v:g}" for v in values) for values in (entry[name], own))
-                raise ImagesError(
-                    f"{path}: these images were made in units of {name} {made}, and the teacher's "
-                    f"are of {name} {taken}. Give the same --{name} as when they were made, or "
-                    "make them again."
-                )
+        if (other := other_constants(entry, spec)) is not None:
+            name, made, taken = other
+            raise ImagesError(
+                f"{path}: these images were made in units of {name} {made}, and the teacher's are "
+                f"of {name} {taken}. Give the same --{name} as when they were made, or make them "
+                "again."
+            )
