@@ -24,13 +24,13 @@ from emptyset.generators.watched_teacher import WatchedTeacher
 from emptyset.images.image_set import Batch, ImageSet
 from emptyset.images.image_source import Disagreement, Fault, Lesson
 from emptyset.inversion.batch_plan import require_count
+from emptyset.losses.first_fault import NEVER, never, noted
 from emptyset.monitor import SILENT, Monitor, State
 from emptyset.teachers.teacher import Teacher
 
 # Of drawn images, where no student was ever taught.
 BATCH_SIZE = 128
 DECAY = 0.1
-NEVER = 2**62
 IMAGES = "generated images"
 
 
@@ -79,9 +79,7 @@ class GeneratorSource:
         # The first lesson of the schedule: earlier ones are those of another student.
         self._first = 0
         # Lessons in which each term, and the images, first were not finite: nobody has to look.
-        self._bad_since = torch.full(
-            (len(method.terms) + 1,), NEVER, dtype=torch.int64, device=self._watched.device
-        )
+        self._bad_since = never((len(method.terms) + 1,), self._watched.device)
         self._open: tuple[Tensor, Lesson, Watched | None] | None = None
 
     def begin(self, lessons: int, batch_size: int, *, monitor: Monitor = SILENT) -> None:
@@ -295,8 +293,7 @@ class GeneratorSource:
         if terms is None:
             terms = torch.zeros(len(self.method.terms), device=whole.device)
         fine = torch.cat([torch.isfinite(terms.detach()), whole])
-        now = self._bad_since.clamp(max=self._lessons - 1)
-        self._bad_since = torch.where(fine, self._bad_since, now)
+        self._bad_since = noted(self._bad_since, fine, self._lessons - 1)
 
     def _set_rate(self, number: int) -> None:
         config = self.method.config

@@ -10,6 +10,7 @@ from torch import Tensor
 from emptyset.errors import CollapseError
 from emptyset.graph.student import Student
 from emptyset.images.image_source import LiveSource
+from emptyset.losses.first_fault import NEVER, never, noted
 from emptyset.monitor import State
 from emptyset.refiners.best_student import put_back, snapshot
 
@@ -19,7 +20,6 @@ WEIGHTS = "gradient of the student's weights"
 # as what the teacher said. A term of the source that follows from it may overflow before it does.
 OUTPUT = "logits of the student"
 ABSURD = 1e6
-NEVER = 2**62
 
 
 class DivergedError(CollapseError):
@@ -74,8 +74,8 @@ class FiniteLosses:
     def _note(self, name: str, fine: Tensor, batch: int) -> None:
         since = self._bad_since.get(name)
         if since is None:
-            since = torch.full_like(fine, NEVER, dtype=torch.int64)
-        self._bad_since[name] = torch.where(fine, since, since.clamp(max=batch))
+            since = never((), fine.device)
+        self._bad_since[name] = noted(since, fine, batch)
 
     def look(self, number: int, *, learnt: bool, rate: float) -> None:
         """Check everything up to batch ``number``; keep the student where it has learnt.
