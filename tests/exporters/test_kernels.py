@@ -4,23 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
+from between_convolutions import Between
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from emptyset.exporters.kernels import kernels_of
-
-
-class Between(nn.Module):
-    """Something between two convolutions."""
-
-    def __init__(self, middle: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.first, self.middle = nn.Conv2d(3, 6, 3, padding=1), middle
-        self.second, self.last = nn.Conv2d(6, 7, 2), nn.Linear(7, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.relu(self.second(self.middle(self.first(x)))).mean((2, 3)))
 
 
 @pytest.mark.parametrize(
