@@ -157,7 +157,7 @@ def test_without_labels_the_file_is_judged_on_images_of_another_seed(
     others = ImageSet.load(tmp_path / "r" / "images" / "judged")
     assert len(others) == 6
     assert not torch.equal(made.images, others.images)
-    assert "No labels were given" in result.report.read_text()
+    assert "No labelled photos were given" in result.report.read_text()
 
 
 def test_a_file_that_fails_its_certificate_is_rejected(

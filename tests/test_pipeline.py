@@ -84,9 +84,42 @@ def test_batches_shrink_as_images_grow(shape: tuple[int, int, int], expected: in
     assert measurement.batch_size_for(shape) == expected
 
 
-def test_images_that_are_not_there_name_the_methods_that_make_some(tmp_path: Path) -> None:
-    with pytest.raises(ImagesError, match=r"no such file or folder of images.*zeroq"):
+def test_images_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ImagesError, match=r"photos: there is no such file or folder of images"):
         pipeline.images_from(tmp_path / "photos", TEACHER)
+
+
+@pytest.mark.parametrize(
+    ("network", "doubted"),
+    [("right", False), ("one of three", True), ("always the first", True)],
+)
+def test_a_float_network_that_only_guesses_casts_doubt_on_its_images(
+    network: str, doubted: bool
+) -> None:
+    shown = images([0, 1, 2] * 7)
+
+    def teacher(batch: Tensor) -> Tensor:
+        logits = batch.sum(dim=(2, 3))
+        if network == "one of three":
+            # Of 21 images 7 stay right, as many as by chance.
+            return logits.roll(1, dims=0)[:, [0, 2, 1]]
+        return logits if network == "right" else torch.eye(3)[:1].expand(len(batch), 3)
+
+    doubt = measurement.measure(TEACHER, teacher, shown).doubt()
+    assert (doubt is not None) == doubted
+    if doubt is not None:
+        assert "33.3% of these images" in doubt
+        assert "3 classes" in doubt
+
+
+def test_without_labels_there_is_no_doubt() -> None:
+    assert measurement.measure(TEACHER, TEACHER, ImageSet(images([0, 1]).images)).doubt() is None
+
+
+def test_a_plain_tensor_is_no_set_of_images() -> None:
+    student = pipeline.prepare(two_convolutions(), "w8a8")
+    with pytest.raises(ImagesError, match=r"got a Tensor.*emptyset\.ImageSet\(tensor\)"):
+        pipeline.refine(student, torch.zeros(4, 3, 8, 8), "calibrate")
 
 
 @pytest.mark.parametrize("method", ["noise", "zeroq"])

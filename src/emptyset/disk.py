@@ -67,6 +67,8 @@ def _explained(path: Path, error: OSError | SafetensorError) -> RunFolderError |
         )
     if number in (errno.ENOTDIR, errno.EEXIST):
         return RunFolderError(f"{path}: a file is in the way. Give another folder with --out.")
+    if number == errno.ENOENT and not path.exists():
+        return RunFolderError(f"{path}: the folder cannot be made. Give another with --out.")
     if number == errno.EISDIR:
         return RunFolderError(f"{path}: a folder has the file's name. Give another with --out.")
     return None

@@ -33,6 +33,16 @@ class Measurement:
     teacher: "Accuracy | None" = None
     quantized: "Accuracy | None" = None
 
+    def doubt(self) -> str | None:
+        """Why the accuracies say nothing, where the float network itself only guesses."""
+        if self.teacher is None or not self.teacher.no_better_than_chance():
+            return None
+        return (
+            f"the float network itself names the right class of {self.teacher.top1:.1%} of these "
+            f"images, no more than chance among {self.teacher.classes} classes. Are they numbered "
+            "in its order, and are size, mean, std and order of colours those of its training?"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; shares between 0 and 1."""
         return asdict(self)

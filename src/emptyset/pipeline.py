@@ -117,10 +117,7 @@ def images_from(path: Path | str, teacher: Teacher, *, limit: int | None = None)
 
     path = Path(path)
     if not path.exists():
-        raise ImagesError(
-            f"{path}: there is no such file or folder of images. To make images instead, name a "
-            f"method: {', '.join(synthesizers.names())}."
-        )
+        raise ImagesError(f"{path}: there is no such file or folder of images.")
     return load_images(
         path,
         teacher.input,
@@ -283,10 +280,20 @@ def refine(
         seed: Seed of everything random.
         monitor: Hears of progress.
         **settings: Settings of the method.
+
+    Raises:
+        UnknownNameError: If there is no such method.
+        RecipeError: If a setting is wrong.
+        ImagesError: If the images are no set of images, or the method cannot use them.
     """
     entry = refiners.get(method)
     refiner = entry.make(checked_config(entry.config, settings, where=(method,)))
     given = NO_IMAGES if images is None else images
+    if isinstance(given, torch.Tensor):
+        raise ImagesError(
+            "refine: expected a set of images, got a Tensor. Put it, (N, C, H, W) in "
+            "normalised units, into one: emptyset.ImageSet(tensor)."
+        )
     refiner.refine(student, given, seed=seed, monitor=monitor)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 DIGITS = "embedded:digits-resnet"
 
@@ -101,6 +102,9 @@ def test_overwrite_keeps_the_stages_that_do_not_change(
             "as it is set needs images",
         ),
         (["--images", "zerok"], 2, "Did you mean 'zeroq'?"),
+        (["--images", "phots"], 2, "'phots' is no file or folder that exists, and no way to make"),
+        (["--budget", "9bits"], 2, "weights have at most 8 bits"),
+        (["--set", "plan.overrides.block.0.first=w8a8"], 2, "Did you mean 'blocks.0.first.conv'?"),
         (["--images", "missing/folder"], 2, "there is no such file or folder of images"),
         (["--set", "synthesize.stepz=3"], 2, "Did you mean 'steps'?"),
         (["--set", "synthesize.learning_rate=1e-3"], 2, "write 1.0e-3"),
@@ -121,6 +125,27 @@ def test_a_wrong_option_is_explained_and_leaves_no_folder(
     assert expected in result.stderr
     assert result.stdout == ""
     assert not (tmp_path / "r").exists()
+
+
+def test_a_single_image_is_refused_before_anything_is_fitted(tmp_path: Path, command: Any) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (32, 32), (200, 30, 90)).save(tmp_path / "photos" / "one.png")
+    result = command("quantize", DIGITS, "--images", tmp_path / "photos", "--out", tmp_path / "r")
+    assert result.exit_code == 2
+    assert "1 image to quantize with; at least 2 are needed" in result.stderr
+    assert "calibrate:" not in result.stderr
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("place", ["a_file/r", "/proc/r"])
+def test_a_folder_that_cannot_be_made_is_explained(
+    tmp_path: Path, command: Any, place: str
+) -> None:
+    (tmp_path / "a_file").write_text("mine")
+    result = command("quantize", DIGITS, "--out", tmp_path / place)
+    assert result.exit_code == 5
+    assert "Give another" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_an_unknown_teacher_is_explained_and_leaves_no_folder(tmp_path: Path, command: Any) -> None:

@@ -36,7 +36,8 @@ def student() -> Student:
 
 @pytest.fixture
 def images() -> ImageSet:
-    return ImageSet(torch.randn(11, 3, 8, 10, generator=torch.Generator().manual_seed(1)))
+    pixels = torch.rand(11, 3, 8, 10, generator=torch.Generator().manual_seed(1))
+    return ImageSet((pixels - 0.5) / 0.2)
 
 
 def calibrate(student: Student, images: object, **options: object) -> None:
@@ -241,3 +242,21 @@ def test_one_weight_of_two_widths_gets_a_grid_for_each(
         )
         inside = weight.clamp(lowest, highest)
         assert bool(((quantizer(weight) - inside).abs() <= step / 2 + 1e-6).all())
+
+
+def test_images_beyond_black_and_white_are_told_of(student: Student) -> None:
+    heard: list[str] = []
+
+    class Notes:
+        advance = keep = staticmethod(lambda *_, **__: None)
+        restore = staticmethod(lambda _: None)
+        note = staticmethod(heard.append)
+
+    # Half a pixel unit is 2.5 of these: black and white lie at ∓2.5.
+    half = torch.full((3, 3, 8, 10), 2.4)
+    half[:, 1] = 2.6
+    calibrate(student, ImageSet(half), monitor=Notes())
+    assert len(heard) == 1
+    assert "33%" in heard[0]
+    calibrate(student, ImageSet(half), monitor=Notes(), input_range="observed")
+    assert len(heard) == 1

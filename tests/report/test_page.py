@@ -47,7 +47,7 @@ def metrics() -> dict[str, Any]:
         },
         "evaluation": {
             "on": "other images", "count": 50, "labelled": False, "teacher": None,
-            "quantized": None,
+            "quantized": None, "made": False, "doubt": None,
             "agreement": {"share": 0.9, "low": 0.85, "high": 0.95, "kl": 0.1, "count": 50},
         },
         "guard": judge(0.5, layers).to_json(),
@@ -85,7 +85,7 @@ def test_the_page_tells_everything(tmp_path: Path, metrics: dict[str, Any]) -> N
     page = written(tmp_path, metrics)
     for text in [
         "90.00 %", "0.25 of float", "2.00 × as fast", "holds: 3 tensors", "its output is float",
-        "2-bit weights are stored as int4", "QLinearConv", "No labels were given",
+        "2-bit weights are stored as int4", "QLinearConv", "No labelled photos were given",
         "<dt>seed</dt><dd>7</dd>", "only 50.00 % of the images", "plan.overrides.first=w8a8",
         "stored", "computed",
     ]:  # fmt: skip
@@ -127,8 +127,30 @@ def test_the_rows_tell_labelled_results_first(metrics: dict[str, Any]) -> None:
     metrics["evaluation"]["quantized"] = {"top1": 0.89, "top5": 1.0}
     rows = result_rows(metrics)
     assert (rows[0].name, rows[0].before, rows[0].after) == ("top-1", "90.00 %", "89.00 %")
+    assert rows[0].remark == "50 labelled images: other images"
     metrics["certificate"]["holds"] = False
     assert result_rows(metrics)[-1].after == "FAILS"
+
+
+def test_a_doubt_stands_beside_the_result(tmp_path: Path, metrics: dict[str, Any]) -> None:
+    assert "says nothing here" not in written(tmp_path, metrics)
+    metrics["evaluation"]["doubt"] = "the float network guesses."
+    assert "Accuracy says nothing here:</b> the float network guesses." in written(
+        tmp_path, metrics
+    )
+
+
+def test_classes_that_images_were_made_for_are_not_called_accuracy(
+    tmp_path: Path, metrics: dict[str, Any]
+) -> None:
+    metrics["evaluation"] |= {
+        "labelled": True, "made": True, "teacher": {"top1": 0.9, "top5": 1.0},
+        "quantized": {"top1": 0.89, "top5": 1.0},
+    }  # fmt: skip
+    remark = result_rows(metrics)[0].remark
+    assert "labelled" not in remark
+    assert "50 images were made for" in remark
+    assert "No labelled photos were given" in written(tmp_path, metrics)
 
 
 @pytest.mark.parametrize(("bits", "stored"), [("w4a4", 4), ("w2a8", 4), ("w6a8", 8)])

@@ -138,6 +138,8 @@ def test_a_module_that_cannot_be_imported_keeps_its_own_error(
         ({"mean": (0.4, 0.5, 0.6)}, r"2 channels, but mean has 3 values \(0.4, 0.5, 0.6\)"),
         ({"std": (0.4,)}, "2 channels, but std has 1 values"),
         ({"std": (0.4, 0.0)}, "std must be above 0"),
+        ({"mean": (123.7, 116.3)}, "are to be divided by 255"),
+        ({"std": (58.4, 57.1)}, "are to be divided by 255"),
         ({"mean": (0.4, float("nan"))}, "mean must be finite"),
         ({"input_shape": (2, 0, 9)}, "each at least 1. Got 2x0x9"),
     ],

@@ -70,6 +70,10 @@ class Budget:
         if unit == "xbops":
             return _share("bit_operations", amount, plain)
         if unit in ("bit", "bits"):
+            if amount > FULL_WIDTH:
+                raise RecipeError(
+                    f"budget: weights have at most {FULL_WIDTH} bits, got '{text}'. {_EXAMPLES}"
+                )
             return _positive(Budget("average_bits", amount, False, plain))
         if unit.endswith("bops") and unit[:-4] in _THOUSANDS:
             whole = amount * _THOUSANDS[unit[:-4]]

@@ -157,7 +157,7 @@ def _refuse(why: str, options: dict[str, Any]) -> None:
 
 def _evaluate_run(run: Path, images: Path | None, *, as_json: bool, quiet: bool) -> None:
     from emptyset import measurement
-    from emptyset.cli.output import show_json
+    from emptyset.cli.output import say, show_json
     from emptyset.cli.progress import shown_progress
     from emptyset.images.image_set import CARD_NAME
     from emptyset.job.restored import restore
@@ -186,6 +186,8 @@ def _evaluate_run(run: Path, images: Path | None, *, as_json: bool, quiet: bool)
         show_json(result)
     else:
         _show(found, described)
+    if (doubt := found.doubt()) is not None:
+        say(f"Warning: {doubt}")
 
 
 def _show(found: Any, described: str) -> None:

@@ -1,6 +1,7 @@
 """`emptyset export RUN --out FILE`: write a run's file again, proved."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +51,8 @@ def export(
                 )
             aside.replace(out)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # never made, below a file
+            aside.unlink(missing_ok=True)
     if as_json:
         facts = file_facts(artefact)
         show_json({"path": str(out), "file": facts, "certificate": certificate.to_json()})

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,12 @@ from emptyset.cli.options import (
     teacher_section,
 )
 from emptyset.errors import RecipeError
+
+if TYPE_CHECKING:
+    from emptyset.teachers.teacher import Teacher
+
+# Images whose pixels are looked at for a warning.
+LOOKED_AT = 1024
 
 
 def synthesize(
@@ -71,6 +77,7 @@ def synthesize(
     from emptyset.job.from_recipe import load_from
     from emptyset.kept_states import KeepingMonitor
     from emptyset.recipe import DEFAULT_METHOD, Recipe, hash_of
+    from emptyset.teachers.untrained import untrained
 
     section = teacher_section(teacher, model, model_args, input_size, mean, std, weights, classes)
     if generator is not None:
@@ -85,6 +92,8 @@ def synthesize(
         say(f"{out} holds images already; --overwrite replaces them.")
         raise typer.Exit(5)
     loaded = load_from(recipe, allow_pickle=allow_pickle)
+    if (doubt := untrained(loaded)) is not None:
+        say(f"Warning: {doubt}")
     if generator is not None:
         # Seconds of work: nothing to keep on the way.
         with disk_errors(out):
@@ -115,6 +124,19 @@ def synthesize(
         )
         shutil.rmtree(out / ".partial")
     show_card(card, out, as_json=as_json)
+    if not quiet:
+        _tell_beyond_pixels(out, loaded)
+
+
+def _tell_beyond_pixels(folder: Path, teacher: "Teacher") -> None:
+    from emptyset import pipeline
+    from emptyset.cli.output import say
+    from emptyset.images.beyond_pixels import beyond_pixels
+
+    images = pipeline.images_from(folder, teacher, limit=LOOKED_AT)
+    counted = beyond_pixels((batch.images for batch in images.batches(64)), teacher.input)
+    if (warning := counted.warning()) is not None:
+        say(f"Warning: {warning}")
 
 
 def refuse_settings(method: str | None, settings: list[str] | None) -> None:

@@ -1,5 +1,6 @@
 """Top-1 and top-5 on labelled images."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,11 +24,18 @@ class Accuracy:
         top1: Share of the images, 0..1.
         top5: Share of the images, 0..1; None where there are five classes or fewer.
         count: Number of images.
+        classes: Of the network, K.
     """
 
     top1: float
     top5: float | None
     count: int
+    classes: int
+
+    def no_better_than_chance(self) -> bool:
+        """Whether guessing evenly is right as often, within three standard errors."""
+        chance = 1 / self.classes
+        return self.top1 <= chance + 3 * math.sqrt(chance * (1 - chance) / self.count)
 
     def to_json(self) -> dict[str, Any]:
         """JSON data."""
@@ -76,7 +84,7 @@ def accuracy(
         monitor.advance("accuracy", count, len(images))
     if count == 0:
         raise ImagesError("Accuracy needs at least one image. Got none.")
-    return Accuracy(right / count, within_five / count if classes > 5 else None, count)
+    return Accuracy(right / count, within_five / count if classes > 5 else None, count, classes)
 
 
 def rank_of_label(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

@@ -147,6 +147,7 @@ def write(model: Any, path: Path, entries: Mapping[str, str]) -> int:
     for key, value in entries.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = f"emptyset.{key}", value
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
     beside = path.with_name(f"{path.name}.data")
     external = model.ByteSize() >= LARGEST_PROTOBUF

@@ -25,6 +25,7 @@ from emptyset.graph.operators import (
 from emptyset.quantizers.affine import PerChannelAffineFakeQuantizer, PerTensorAffineFakeQuantizer
 from emptyset.quantizers.bits import Bits
 from emptyset.quantizers.pt2e import QuantizationAnnotation, QuantizationSpec, Quantizer
+from emptyset.registry import nearest
 
 ANNOTATION = "quantization_annotation"
 
@@ -87,18 +88,18 @@ def roles(graph_module: fx.GraphModule) -> dict[fx.Node, str]:
     output so. Second layers read nothing but the output of first layers: behind a residual
     addition the skipped layers have their say too, and a layer there is an inner one.
     """
-    nearest: dict[fx.Node, set[fx.Node]] = {}
+    behind: dict[fx.Node, set[fx.Node]] = {}
     for node in graph_module.graph.nodes:
         if node.op == "placeholder":
-            nearest[node] = {node}
+            behind[node] = {node}
             continue
         # Tensors only: nearly every reshape of a transformer reads the image's batch size.
         for source in tensor_inputs(node):
-            if source in nearest:
-                layers = {source} if counts(source) else nearest[source]
-                nearest.setdefault(node, set()).update(layers)
-    images = {node for node in nearest if node.op == "placeholder"}
-    first = {node for node, layers in nearest.items() if counts(node) and layers & images}
+            if source in behind:
+                layers = {source} if counts(source) else behind[source]
+                behind.setdefault(node, set()).update(layers)
+    images = {node for node in behind if node.op == "placeholder"}
+    first = {node for node, layers in behind.items() if counts(node) and layers & images}
     reaches: set[fx.Node] = set()
     for node in reversed(list(graph_module.graph.nodes)):
         passed_on = is_tensor(node) and any(u in reaches and not counts(u) for u in node.users)
@@ -111,7 +112,7 @@ def roles(graph_module: fx.GraphModule) -> dict[fx.Node, str]:
         elif node in reaches:
             found[node] = "last"
         else:
-            second = bool(nearest.get(node)) and nearest[node] <= first
+            second = bool(behind.get(node)) and behind[node] <= first
             found[node] = "first" if node in first else "second" if second else "inner"
     return found
 
@@ -137,7 +138,8 @@ def apply_overrides(
         hits = [node for node, path in paths.items() if fnmatch.fnmatchcase(path, pattern)]
         if not hits:
             raise RecipeError(
-                f"plan.overrides: no layer matches '{pattern}'. Layers: "
+                f"plan.overrides: no layer matches '{pattern}'."
+                f"{nearest(pattern, list(paths.values()))} Layers: "
                 f"{', '.join(list(paths.values())[:12])}{' ...' if len(paths) > 12 else ''}."
             )
         for node in hits:

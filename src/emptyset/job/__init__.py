@@ -14,12 +14,13 @@ from emptyset.job.from_recipe import load_from
 from emptyset.job.image_stages import fitted_images, judged_images, refuse_unjudged
 from emptyset.job.mixed_precision import refuse_early
 from emptyset.job.source_stages import drawn_images, first_images, require_beside
-from emptyset.job.stages import Stages
+from emptyset.job.stages import Stages, prepared_early
 from emptyset.kept_states import KEEP_EVERY
 from emptyset.monitor import SILENT, Monitor
 from emptyset.recipe import Recipe, find_recipe
 from emptyset.run_folder import METRICS, REJECTED, REPORT, RunFolder
 from emptyset.teachers.teacher import Teacher
+from emptyset.teachers.untrained import untrained
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,17 @@ def run(
         if recipe.about is not None:
             folder.log(recipe.about)
             monitor.note(recipe.about)
+        if (doubt := untrained(teacher)) is not None:
+            monitor.note(f"Warning: {doubt}")
         context = RunContext(folder, recipe, teacher, monitor, keep_every)
         refuse_early(context)
         refuse_unjudged(context)
         require_beside(recipe)
+        student = prepared_early(context)
         early = first_images(context)
         fitted = early or fitted_images(context)
-        stages = Stages(context, fitted, None if early else judged_images(context, fitted))
+        judged = None if early else judged_images(context, fitted)
+        stages = Stages(context, fitted, judged, student)
         stages.student()
         if early:
             stages.look_at(*drawn_images(context))

@@ -1,10 +1,12 @@
 """A recipe from what a person typed: options on top of a base, or of the recipe for the bits."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emptyset.errors import UnknownNameError
 from emptyset.job.from_recipe import load_from
 from emptyset.quantizers.bits import Bits
 from emptyset.recipe import Recipe
@@ -16,6 +18,7 @@ from emptyset.recipe_by_bits import (
     reason,
 )
 from emptyset.recipe_without_images import DATA_FREE_REFINERS, NONE
+from emptyset.registry import nearest, sources, synthesizers
 from emptyset.teachers.cost import NetworkCost, cost_of
 from emptyset.teachers.teacher import Teacher
 
@@ -178,7 +181,14 @@ def _set_images(data: dict[str, Any], images: str) -> None:
     if _is_path(images):
         data.pop("synthesize", None)
         data["images"] = images
-    elif data.get("synthesize", {}).get("method") != images:
+        return
+    known = synthesizers.names()
+    if images not in (*known, *sources.names()):
+        raise UnknownNameError(
+            f"--images: '{images}' is no file or folder that exists, and no way to make images."
+            f"{nearest(images, known)} Ways: {', '.join(known)}; or 'none'."
+        )
+    if data.get("synthesize", {}).get("method") != images:
         count = data.get("synthesize", {}).get("count")
         data["synthesize"] = {"method": images} | ({"count": count} if count else {})
         data.pop("images", None)
@@ -186,7 +196,7 @@ def _set_images(data: dict[str, Any], images: str) -> None:
 
 def _is_path(images: str) -> bool:
     path = Path(images)
-    return path.exists() or len(path.parts) > 1 or path.suffix != ""
+    return path.exists() or {"/", os.sep} & set(images) != set() or path.suffix != ""
 
 
 def _set_rest(data: dict[str, Any], given: Options) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from emptyset import measurement, pipeline
 from emptyset.disk import fingerprint
-from emptyset.errors import RecipeError
+from emptyset.errors import ImagesError, RecipeError
 from emptyset.images.image_set import ImageSet
 from emptyset.images.input_spec import InputSpec
 from emptyset.images.no_images import PROBES, gaussian_probes
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 OTHER_SEED = 1_000_003
 BEFORE_SELECTION = f"{IMAGES}/before_selection"
 JUDGED = f"{IMAGES}/judged"
+# The certificate shows the file batches of one and of several images.
+FEWEST = 2
 # As many probes as give 256 images of 32 x 32, which is what a certificate looks at.
 PIXELS, MOST_PROBES, FEWEST_PROBES = 256 * 32 * 32, 256, 8
 
@@ -75,6 +77,11 @@ def _given(context: RunContext, given: str) -> KnownImages:
     recipe = context.recipe
     source = pipeline.images_from(given, context.teacher)
     fitted, _ = split(source, seed=recipe.seed, limit=recipe.count)
+    if len(fitted) < FEWEST:
+        raise ImagesError(
+            f"{given}: {len(fitted)} image to quantize with; at least {FEWEST} are needed: "
+            "the certificate shows the file batches of one and of several."
+        )
     identity = ["given", fingerprint(Path(given)), recipe.seed, recipe.count]
     return KnownImages(fitted, identity, given, real=_is_real(source))
 

@@ -55,15 +55,35 @@ UNKNOWN_LOSS = (
 )
 
 
+def prepared_early(context: RunContext) -> "Student | None":
+    """The student before any image is made: what cannot be quantized is told at once.
+
+    None where a student is there already, or where images are needed to choose its bits.
+
+    Raises:
+        RecipeError: If the plan does not fit the network.
+        CaptureError: If the network cannot be captured.
+    """
+    recipe = context.recipe
+    if context.folder.record("student") is not None or recipe.mixed_precision is not None:
+        return None
+    return prepare_from(recipe, context.teacher, {})
+
+
 class Stages:
     """One method per stage, in the order of the data flow."""
 
     def __init__(
-        self, context: RunContext, fitted: KnownImages, judged: KnownImages | None
+        self,
+        context: RunContext,
+        fitted: KnownImages,
+        judged: KnownImages | None,
+        prepared: "Student | None" = None,
     ) -> None:
         self._context = context
         self._fitted = fitted
         self._judged = judged
+        self._prepared = prepared
         self._student: Student | None = None
 
     def look_at(self, fitted: KnownImages, judged: KnownImages | None) -> None:
@@ -88,7 +108,7 @@ class Stages:
         ]
 
         def work(at: Workplace) -> dict[str, Any]:
-            student = prepare_from(recipe, context.teacher, chosen)
+            student = self._prepared or prepare_from(recipe, context.teacher, chosen)
             for index, section in enumerate(recipe.refine):
                 self._refine(student, section, index, at)
             student.save(at.aside / STUDENT)
@@ -296,7 +316,14 @@ class Stages:
                 batch_size=self._batch_size(),
                 monitor=at.monitor,
             )
-            facts = {"on": judged.described, "count": len(judged.images)}
+            if (doubt := found.doubt()) is not None:
+                at.monitor.note(f"Warning: {doubt}")
+            facts = {
+                "doubt": doubt,
+                "on": judged.described,
+                "count": len(judged.images),
+                "made": not judged.real,
+            }
             return facts | {"labelled": judged.labelled} | found.to_json()
 
         context.run("evaluation", inputs, work)

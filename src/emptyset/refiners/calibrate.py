@@ -18,6 +18,7 @@ from emptyset.errors import ImagesError
 from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.operators import attribute, is_pass
 from emptyset.graph.student import Student
+from emptyset.images.beyond_pixels import BeyondPixels
 from emptyset.images.image_source import Images
 from emptyset.monitor import SILENT, Monitor, State
 from emptyset.quantizers.affine import AffineFakeQuantizer
@@ -144,16 +145,20 @@ class Calibrate:
                 "activation_values to batch_norm, which needs none."
             )
         done = _restore(estimators, monitor.restore("calibrate"))
+        beyond = BeyondPixels(student.teacher.input)
         with student.unquantized(), torch.no_grad(), _Watching(watched, estimators):
             seen = 0
             for batch in images.batches(self._batch_size(student)):
                 seen += len(batch.images)
                 if seen <= done:
                     continue
+                beyond.look(batch.images)
                 student(batch.images.to(student.device))
                 monitor.advance("calibrate", seen, len(images))
                 count = seen
                 monitor.keep("calibrate", lambda count=count: _state(estimators, count))  # type: ignore[misc]
+        if self.config.input_range == "pixels" and (warning := beyond.warning()) is not None:
+            monitor.note(f"Warning: calibrate: {warning}")
 
     def _batch_size(self, student: Student) -> int:
         _, height, width = student.teacher.input.shape

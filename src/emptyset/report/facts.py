@@ -58,6 +58,11 @@ def _accuracy(metrics: dict[str, Any]) -> list[Row]:
     if not teacher or not student:
         return []
     remark = f"{judged['count']:,} labelled images: {judged['on']}"
+    if judged.get("made"):
+        remark = (
+            f"the classes that {judged['count']:,} images were made for: {judged['on']}; says "
+            "nothing of photos"
+        )
     rows = [Row("top-1", percent(teacher["top1"]), percent(student["top1"]), remark)]
     if (metrics["teacher"].get("classes") or 0) > 10:
         rows.append(Row("top-5", percent(teacher["top5"]), percent(student["top5"]), ""))

@@ -8,6 +8,10 @@ from typing import Any
 from emptyset.errors import TeacherError
 from emptyset.teachers.teacher import InputSpec
 
+# A mean lies among the pixels, 0..1. Networks that take other units (-1..1, 0..255) have smaller
+# deviations, never one like these.
+_LARGEST_MEAN, _LARGEST_STD = 1.0, 5.0
+
 
 @dataclass(frozen=True)
 class TeacherRequest:
@@ -94,6 +98,11 @@ class TeacherRequest:
                 raise TeacherError(f"{where}: {option} must be finite. Got {values}.")
         if any(value <= 0 for value in spec.std):
             raise TeacherError(f"{where}: std must be above 0. Got {spec.std}.")
+        if max(spec.mean) > _LARGEST_MEAN or max(spec.std) > _LARGEST_STD:
+            raise TeacherError(
+                f"{where}: mean {spec.mean} and std {spec.std} are no values of pixels between 0 "
+                "and 1. Those of pixels between 0 and 255 are to be divided by 255."
+            )
 
 
 def _reshaped(spec: InputSpec, shape: tuple[int, int, int]) -> InputSpec:
