@@ -14,9 +14,11 @@ from emptyset.graph.operators import (
     WEIGHTED,
     argument,
     attribute,
+    is_pass,
     name_of,
     one_scale_per_output,
     parameter_of,
+    pass_inputs,
 )
 from emptyset.quantizers.bias import round_to_steps
 
@@ -53,7 +55,7 @@ def round_biases(program: fx.GraphModule) -> dict[str, IntegerBias]:
         bias = _own(program, node, bias_node)
         scale = input_scale * weight_scale
         if float((bias.detach().double() / scale.double()).abs().max()) > LARGEST_CODE:
-            continue  # only outside plan `integer`, which raises such scales before
+            continue  # of a layer that no student has; `bias_range` raises the scales of others
         codes, value = round_to_steps(bias, scale)
         with torch.no_grad():
             bias.copy_(value)
@@ -78,7 +80,12 @@ def _own(program: fx.GraphModule, node: fx.Node, bias_node: fx.Node) -> Tensor:
 
 
 def _scale(program: fx.GraphModule, node: object) -> Tensor | None:
-    """Scale of the dequantize node that gives this value, float32."""
+    """Scale of the dequantize node that gives this value, float32.
+
+    Runtimes move the dequantization past padding, pools and reshapes and fuse the layer then.
+    """
+    while isinstance(node, fx.Node) and is_pass(node):
+        node = pass_inputs(node)[0]
     if not isinstance(node, fx.Node) or "dequantize_per" not in str(node.target):
         return None
     scale = node.args[1]

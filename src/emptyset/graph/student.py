@@ -19,9 +19,11 @@ from emptyset.graph.edits import quantizer_of, repeat_edits, round_bias
 from emptyset.graph.float_check import require_teachers_logits
 from emptyset.graph.operators import (
     attribute,
+    is_pass,
     layer_path,
     name_of,
     parameter_of,
+    pass_inputs,
     weighted_layers,
 )
 from emptyset.graph.originals import ORIGINAL, originals_in_place, separated, unlearnt
@@ -161,7 +163,11 @@ class Student:
         found = []
         for node in weighted_layers(self.program):
             path = layer_path(node)
-            quantizers = [quantizer_of(self.program, a) for a in node.args[:2]]
+            source, weight = node.args[:2]
+            # Padding, a pool, a reshape may stand between.
+            while isinstance(source, fx.Node) and is_pass(source):
+                source = pass_inputs(source)[0]
+            quantizers = [quantizer_of(self.program, a) for a in (source, weight)]
             found.append(
                 QuantizedLayer(
                     path,

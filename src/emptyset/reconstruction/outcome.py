@@ -103,8 +103,6 @@ class Snapshot:
 
 def _raised_by(student: Student, unit: Unit) -> list[str]:
     """Weight quantizers whose scales follow from those of the unit's activations."""
-    if not student.integer_biases:
-        return []
     return [
         layer.weight_quantizer
         for layer in student.layers()
