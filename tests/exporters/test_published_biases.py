@@ -62,7 +62,7 @@ def test_a_layer_reads_the_quantizer_before_its_padding(
 def test_only_the_scale_of_a_channel_without_weights_is_raised(
     padded: nn.Module, calibrated: Callable[..., Any]
 ) -> None:
-    student, images = calibrated(padded, "w4a4", plan="every_layer")
+    student, _ = calibrated(padded, "w4a4", plan="every_layer")
     quantizer = student.quantizers["inner.weight"]
     weight = padded.inner.weight
     assert torch.equal(quantizer(weight)[4], torch.zeros(6, 1, 1))

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from emptyset.errors import CaptureError
 from emptyset.graph.attention import open_attention
+from emptyset.graph.computed_weights import computed_weights
 from emptyset.graph.nodes import call, finish
 from emptyset.graph.operators import argument, is_getitem, name_of
 from emptyset.graph.plain_operators import plain_operators
@@ -48,6 +49,7 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     _make_functional(graph_module)
     _single_outputs(graph_module)
     _drop_identities(graph_module)
+    computed_weights(graph_module)
     _explicit_shapes(graph_module)
     plain_operators(graph_module)
     _merge_equal(graph_module)
