@@ -21,7 +21,8 @@ from emptyset.graph.edits import lower_uniform_clips
 from emptyset.graph.nodes import finish
 from emptyset.graph.operators import WEIGHTED, attribute, clip_bounds, is_clip, name_of
 from emptyset.graph.student import Student, remove_bias_quantizers
-from emptyset.quantizers.pt2e import convert_pt2e, quietly
+from emptyset.graph.unfused import convert_unfused
+from emptyset.quantizers.pt2e import quietly
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def simulate(student: Student) -> Simulation:
     for quantizer in copied.quantizers.values():
         quantizer.enabled = True
     remove_bias_quantizers(copied.program)
-    with quietly(), torch.no_grad():
-        program = convert_pt2e(copied.program)
+    with torch.no_grad():
+        program = convert_unfused(copied.program)
     fold_frozen_batch_norm(program)
     lower_uniform_clips(program)
     absorb_clips(program)
