@@ -27,6 +27,7 @@ from kept_rows import Table, claimed
 from torch import Tensor
 
 import emptyset
+from emptyset.cli.freed_memory import keep_freed_memory
 from emptyset.errors import CollapseError
 from emptyset.evaluate.clip_similarity import ClipEncoder, clip_similarity
 from emptyset.evaluate.image_quality import image_quality
@@ -251,6 +252,9 @@ def main() -> None:
     parser.add_argument("--clip", metavar="MODEL", help="only CLIP's similarity of kept images")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    # As the command line does.
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
     table = table_of(options.table)
     if options.clip is not None:
         add_clip_similarity(table, options.clip, options.only)

@@ -22,6 +22,7 @@ from kept_rows import RESULTS, Row, Table, claimed
 
 import emptyset
 from emptyset import generation
+from emptyset.cli.freed_memory import keep_freed_memory
 from emptyset.evaluate.class_boundary import class_boundary
 from emptyset.generators.generator_file import save_generator
 from emptyset.images.image_set import ImageSet
@@ -115,6 +116,9 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    # As the command line does.
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
     table = Table(
         f"qimera_{options.table}", KEY, cells.TITLES[options.table], cells.ABOUT[options.table]
     )

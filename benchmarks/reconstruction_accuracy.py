@@ -24,6 +24,7 @@ from inversion_accuracy import folder_of, images_of, top1
 from kept_rows import RESULTS, Table, claimed
 
 import emptyset
+from emptyset.cli.freed_memory import keep_freed_memory
 from emptyset.kept_states import KeepingMonitor
 from emptyset.monitor import SILENT
 
@@ -125,6 +126,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    # As the command line does.
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
     table = Table(
         "reconstruction_accuracy", KEY, "Block reconstruction on real and made images", ABOUT,
         options.results,

@@ -150,10 +150,13 @@ def work(
     teacher: Any = None,
 ) -> None:
     """Run a recipe, show progress, and print the result."""
+    from emptyset.cli.freed_memory import keep_freed_memory
     from emptyset.cli.output import say, show_json, show_result
     from emptyset.cli.progress import shown_progress
     from emptyset.job import run
 
+    if recipe.memory is not None:
+        keep_freed_memory(tight=True)
     with shown_progress(quiet=quiet) as monitor:
         result = run(
             recipe,
