@@ -13,7 +13,7 @@ from emptyset.exporters.simulation import simulate
 
 
 class Padded(nn.Module):
-    """Padding between a ReLU and its reader, as networks from TensorFlow have it."""
+    """Padding, as of TensorFlow, and a pool between a ReLU and its reader."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,8 +23,8 @@ class Padded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(F.relu6(self.stem(x)), (0, 1, 0, 1))
-        x = F.relu6(self.inner(F.relu6(self.depthwise(x))))
-        return self.last(F.max_pool2d(x, 2).mean((2, 3)))
+        x = F.max_pool2d(F.relu6(self.depthwise(x)), 2, stride=1)
+        return self.last(F.relu6(self.inner(x)).mean((2, 3)))
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def padded() -> nn.Module:
 
 
 @pytest.mark.parametrize("plan", ["every_layer", "edges_8bit"])
-def test_padding_and_channels_without_weights_keep_the_certificate(
+def test_padding_pools_and_channels_without_weights_keep_the_certificate(
     plan: str, padded: nn.Module, exported: Callable[..., Any]
 ) -> None:
     student, images, artefact = exported(padded, "w4a4", plan=plan)
     certificate = certify(artefact.path, student, images, simulation=artefact.simulation)
     assert certificate.holds, certificate.fault
-    assert {len(bias.codes) for bias in artefact.simulation.biases.values()} >= {6, 7}
+    assert [len(bias.codes) for bias in artefact.simulation.biases.values()][:2] == [6, 7]
     assert max(int(b.codes.abs().max()) for b in artefact.simulation.biases.values()) <= 2**30
 
 

@@ -14,7 +14,7 @@ from emptyset.graph.operators import (
     WEIGHTED,
     argument,
     attribute,
-    is_pass,
+    hands_on,
     name_of,
     one_scale_per_output,
     parameter_of,
@@ -84,7 +84,7 @@ def _scale(program: fx.GraphModule, node: object) -> Tensor | None:
 
     Runtimes move the dequantization past padding, pools and reshapes and fuse the layer then.
     """
-    while isinstance(node, fx.Node) and is_pass(node):
+    while hands_on(node):
         node = pass_inputs(node)[0]
     if not isinstance(node, fx.Node) or "dequantize_per" not in str(node.target):
         return None

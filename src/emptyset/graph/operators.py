@@ -131,6 +131,11 @@ def is_pass(node: Node) -> bool:
     return kind in PASS and is_tensor(node) and bool(node.args) and is_tensor(node.args[0])
 
 
+def hands_on(node: Any) -> TypeGuard[Node]:
+    """The same where no shapes are known: behind fake quantizers, and in converted programs."""
+    return isinstance(node, Node) and (is_pass(node) or name_of(node) in PASS)
+
+
 def pass_inputs(node: Node) -> list[Node]:
     """The tensors whose values a pass operator or a concatenation hands on."""
     if is_concat(node):

@@ -19,7 +19,7 @@ from emptyset.graph.edits import quantizer_of, repeat_edits, round_bias
 from emptyset.graph.float_check import require_teachers_logits
 from emptyset.graph.operators import (
     attribute,
-    is_pass,
+    hands_on,
     layer_path,
     name_of,
     parameter_of,
@@ -165,7 +165,7 @@ class Student:
             path = layer_path(node)
             source, weight = node.args[:2]
             # Padding, a pool, a reshape may stand between.
-            while isinstance(source, fx.Node) and is_pass(source):
+            while hands_on(source):
                 source = pass_inputs(source)[0]
             quantizers = [quantizer_of(self.program, a) for a in (source, weight)]
             found.append(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from emptyset.errors import ImagesError
 from emptyset.graph.bias_range import keep_biases_in_int32
-from emptyset.graph.operators import attribute, is_pass
+from emptyset.graph.operators import attribute, hands_on
 from emptyset.graph.student import Student
 from emptyset.images.beyond_pixels import BeyondPixels
 from emptyset.images.image_source import Images
@@ -192,7 +192,7 @@ def _quantizes_images_alone(student: Student) -> bool:
     for node in student.program.graph.nodes:
         if node.op == "call_module" and student.program.get_submodule(str(node.target)) is image:
             source = node.args[0]
-            while source.op == "call_module" or is_pass(source):
+            while source.op == "call_module" or hands_on(source):
                 source = source.args[0]
             if source.op != "placeholder":
                 return False
