@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations
 
 from emptyset.errors import UnsupportedModelError
 from emptyset.graph.batch_norm import fold, freeze, to_depthwise
@@ -85,8 +86,8 @@ def shared_bias(x: Tensor, one: nn.Module, two: nn.Module, **norms: nn.Module) -
     return norms["b"](F.conv2d(y, two.weight, one.bias))
 
 
-def computed_bias(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
-    return norm(F.conv2d(x, conv.weight, 2 * conv.bias))
+def bias_of_the_image(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    return norm(F.conv2d(x, conv.weight, conv.bias * x.mean()))
 
 
 def rows(x: Tensor) -> Tensor:
@@ -106,11 +107,11 @@ LEFT = {
         one_call_read_twice, conv=conv(), norm=nn.BatchNorm2d(6)
     ),
     "its sign is read too": Layered(in_a_mask, conv=conv(5), norm=nn.BatchNorm2d(5)),
-    "a computed weight": Layered(
-        lambda x, conv, norm: norm(F.conv2d(x, conv.weight - conv.weight.mean(0), conv.bias)),
+    "a weight of the image": Layered(
+        lambda x, conv, norm: norm(F.conv2d(x, conv.weight * x.mean(), conv.bias)),
         conv=conv(5), norm=nn.BatchNorm2d(5),
     ),
-    "a computed bias": Layered(computed_bias, conv=conv(5), norm=nn.BatchNorm2d(5)),
+    "a bias of the image": Layered(bias_of_the_image, conv=conv(5), norm=nn.BatchNorm2d(5)),
     "a linear read twice": Layered(
         lambda x, linear, norm: other_reader(x.mean((2, 3)), linear, norm),
         linear=nn.Linear(6, 5), norm=nn.BatchNorm1d(5),
@@ -143,6 +144,9 @@ FOLDED = {
     "linear": (nn.Sequential(nn.Flatten(), nn.Linear(240, 5), nn.BatchNorm1d(5)), 1),
     "transposed": (nn.Sequential(nn.ConvTranspose2d(3, 5, 2, 2), nn.BatchNorm2d(5)), 1),
     "linear through a reshape": (ThroughReshape(), 1),
+    "a computed weight": (
+        nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 5, 3)), nn.BatchNorm2d(5)), 1
+    ),
     "after a relu": (nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.BatchNorm2d(5)), 0),
     "grouped transposed": (
         nn.Sequential(

@@ -212,7 +212,8 @@ def test_published_rates_on_folded_batch_norm_are_pointed_out(
     student, disk = prepare(teacher, BITS, plan="every_layer", batch_norm=batch_norm), Disk(-1)
     config = DistillConfig(preset=preset, steps=2, batch_size=4, learning_rate=1e-6)
     Distill(config).refine(student, images, monitor=disk)
-    assert len(disk.notes) == noted
+    notes = [note for note in disk.notes if "black or white" not in note]
+    assert len(notes) == noted
     if noted:
-        assert f"preset '{preset}'" in disk.notes[0]
-        assert "batch_norm 'frozen'" in disk.notes[0]
+        assert f"preset '{preset}'" in notes[0]
+        assert "batch_norm 'frozen'" in notes[0]
