@@ -37,7 +37,7 @@ ABOUT = (
     "batches of 32, seed 0, no early stop; top-1 [%] of the simulated student on 10,000 test",
     "images. `iterations`: of every block (AdaRound: every layer; BRECQ's activations: a quarter).",
     "BatchNorm folded, for Genie-M frozen, as in the released codes.",
-    "BRECQ's rows are from before its activations were learnt beside learnt rounding.",
+    "BRECQ's rows, Genie-D's apart, are from before its activations learnt beside learnt rounding.",
     "`zeroq+il`, `genie_d`, `dffg`: made from the network; Genie-D with a quarter of its 4,000",
     "steps. Seconds are those of one thread beside other work; missing where a run was suspended.",
 )
