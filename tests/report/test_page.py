@@ -132,6 +132,15 @@ def test_the_rows_tell_labelled_results_first(metrics: dict[str, Any]) -> None:
     assert result_rows(metrics)[-1].after == "FAILS"
 
 
+def test_the_page_of_a_run_before_there_were_doubts_is_written_again(
+    tmp_path: Path, metrics: dict[str, Any]
+) -> None:
+    new = written(tmp_path / "new", metrics)
+    for name in ("made", "doubt"):
+        del metrics["evaluation"][name]
+    assert written(tmp_path / "old", metrics) == new
+
+
 def test_a_doubt_stands_beside_the_result(tmp_path: Path, metrics: dict[str, Any]) -> None:
     assert "says nothing here" not in written(tmp_path, metrics)
     metrics["evaluation"]["doubt"] = "the float network guesses."

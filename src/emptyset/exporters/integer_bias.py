@@ -14,11 +14,10 @@ from emptyset.graph.operators import (
     WEIGHTED,
     argument,
     attribute,
-    hands_on,
     name_of,
     one_scale_per_output,
+    origin_of,
     parameter_of,
-    pass_inputs,
 )
 from emptyset.quantizers.bias import round_to_steps
 
@@ -84,8 +83,7 @@ def _scale(program: fx.GraphModule, node: object) -> Tensor | None:
 
     Runtimes move the dequantization past padding, pools and reshapes and fuse the layer then.
     """
-    while hands_on(node):
-        node = pass_inputs(node)[0]
+    node = origin_of(node)
     if not isinstance(node, fx.Node) or "dequantize_per" not in str(node.target):
         return None
     scale = node.args[1]

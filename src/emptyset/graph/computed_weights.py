@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from emptyset.graph.nodes import finish, get_parameter, set_parameter
-from emptyset.graph.operators import WEIGHTED, attribute, is_parameter, name_of
+from emptyset.graph.operators import WEIGHTED, attribute, is_parameter, module_path, name_of
 
 # Weight and bias of a convolution or linear.
 _POSITIONS = {1: "weight", 2: "bias"}
@@ -37,7 +37,7 @@ def computed_weights(graph_module: fx.GraphModule) -> None:
             with graph.inserting_before(node):
                 held = get_parameter(graph, path, values[source], like=node)
             node.update_arg(position, held)
-            found[path] = held, _module_path(node), kind
+            found[path] = held, module_path(node), kind
     if not found:
         return
     finish(graph_module)  # so that the names of what they were computed of are free
@@ -65,12 +65,6 @@ def _alone(node: fx.Node, constant: dict[fx.Node, Any]) -> bool:
     schema = getattr(node.target, "_schema", None)
     pure = schema is None or not schema.is_mutable
     return pure and bool(sources) and all(source in constant for source in sources)
-
-
-def _module_path(node: fx.Node) -> str:
-    """Path of the module whose forward calls this operator; empty for the network itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
 
 
 def _rename(graph_module: fx.GraphModule, held: fx.Node, path: str, wanted: str) -> None:

@@ -136,6 +136,13 @@ def hands_on(node: Any) -> TypeGuard[Node]:
     return isinstance(node, Node) and (is_pass(node) or name_of(node) in PASS)
 
 
+def origin_of(value: Any) -> Any:
+    """What gives a value that is only handed on: past padding, pools, reshapes and the like."""
+    while hands_on(value):
+        value = pass_inputs(value)[0]
+    return value
+
+
 def pass_inputs(node: Node) -> list[Node]:
     """The tensors whose values a pass operator or a concatenation hands on."""
     if is_concat(node):

@@ -19,11 +19,10 @@ from emptyset.graph.edits import quantizer_of, repeat_edits, round_bias
 from emptyset.graph.float_check import require_teachers_logits
 from emptyset.graph.operators import (
     attribute,
-    hands_on,
     layer_path,
     name_of,
+    origin_of,
     parameter_of,
-    pass_inputs,
     weighted_layers,
 )
 from emptyset.graph.originals import ORIGINAL, originals_in_place, separated, unlearnt
@@ -163,10 +162,7 @@ class Student:
         found = []
         for node in weighted_layers(self.program):
             path = layer_path(node)
-            source, weight = node.args[:2]
-            # Padding, a pool, a reshape may stand between.
-            while hands_on(source):
-                source = pass_inputs(source)[0]
+            source, weight = origin_of(node.args[0]), node.args[1]
             quantizers = [quantizer_of(self.program, a) for a in (source, weight)]
             found.append(
                 QuantizedLayer(

@@ -80,7 +80,7 @@ def collect(
         "class_boundary": result("class_boundary").get("boundary"),
         "mixed_precision": folder.read_json(MIXED_PRECISION) if recipe.mixed_precision else None,
         "training": result("student").get("records", []),
-        "evaluation": {"made": False, "doubt": None} | result("evaluation"),
+        "evaluation": result("evaluation"),
         "guard": guard.get("verdict"),
         "simulated_agreement": guard.get("agreement"),
         "layers": guard.get("layers", []),

@@ -67,7 +67,7 @@ def prepared_early(context: RunContext) -> "Student | None":
     recipe = context.recipe
     if context.folder.record("student") is not None or recipe.mixed_precision is not None:
         return None
-    return prepare_from(recipe, context.teacher, {})
+    return prepare_from(recipe, context.teacher)
 
 
 class Stages:
