@@ -298,13 +298,39 @@ class Turned(nn.Module):
         return self.last(self.inner(x.flatten(2).permute(2, 0, 1)).mean(0))
 
 
+class OneOutputAGroup(nn.Module):
+    """A transposed convolution whose one weight scale serves all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.wide = nn.ConvTranspose2d(6, 6, 2, 2, groups=6)
+        self.last = nn.Linear(6, 5)
+        nn.init.normal_(self.wide.bias, std=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.wide(F.relu(self.first(x))))
+        return self.last(x.mean((2, 3)))
+
+
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
-@pytest.mark.parametrize("build", [Twice, Turned])
+@pytest.mark.parametrize("build", [Twice, Turned, OneOutputAGroup])
 def test_unusual_layers_export_exactly(build: type[nn.Module], bits: str, exported) -> None:
     student, images, artefact = exported(build(), bits)
     assert torch.equal(artefact.simulation(images.images), student(images.images))
     certificate = certify(artefact.path, student, images)
     assert certificate.holds, certificate.fault
+
+
+def test_where_one_scale_serves_all_channels_the_largest_bias_raises_it(exported) -> None:
+    network = OneOutputAGroup()
+    nn.init.zeros_(network.wide.weight)
+    student, images, artefact = exported(network, "w4a4")
+    assert artefact.simulation.raised == {"wide": 1}
+    codes = artefact.simulation.biases["conv_transpose2d"].codes.double()
+    bias = network.wide.bias.detach().double()
+    assert torch.allclose(codes / 2**30, bias / bias.abs().max(), atol=1e-6)
+    assert certify(artefact.path, student, images, simulation=artefact.simulation).holds
 
 
 def test_before_calibration_nothing_is_written(

@@ -14,8 +14,8 @@ from emptyset.graph.operators import (
     WEIGHTED,
     argument,
     attribute,
+    bias_has_steps,
     name_of,
-    one_scale_per_output,
     origin_of,
     parameter_of,
 )
@@ -49,10 +49,10 @@ def round_biases(program: fx.GraphModule) -> dict[str, IntegerBias]:
         assert isinstance(bias_node, fx.Node)
         input_scale = _scale(program, node.args[0])
         weight_scale = _scale(program, node.args[1])
-        if input_scale is None or weight_scale is None or not one_scale_per_output(node):
+        if input_scale is None or weight_scale is None or not bias_has_steps(node):
             continue
         bias = _own(program, node, bias_node)
-        scale = input_scale * weight_scale
+        scale = (input_scale * weight_scale).expand(bias.shape)
         if float((bias.detach().double() / scale.double()).abs().max()) > LARGEST_CODE:
             continue  # of a layer that no student has; `bias_range` raises the scales of others
         codes, value = round_to_steps(bias, scale)

@@ -27,6 +27,7 @@ from emptyset.graph.nodes import call, finish, get_parameter, set_parameter
 from emptyset.graph.operators import (
     argument,
     attribute,
+    is_depthwise_transposed,
     is_parameter,
     is_weighted,
     module_path,
@@ -111,7 +112,8 @@ def _absorber(node: fx.Node) -> fx.Node | None:
     source = node.args[0]
     while isinstance(source, fx.Node) and len(_readers(source)) == 1:
         if is_weighted(source):
-            fits = _lands_on_channels(source, reshapes) and not _is_depthwise_transposed(source)
+            # One weight scale for all channels: factors of their own would pull them apart.
+            fits = _lands_on_channels(source, reshapes) and not is_depthwise_transposed(source)
             return source if fits else None
         if name_of(source) not in RESHAPES:
             return None
@@ -123,12 +125,6 @@ def _absorber(node: fx.Node) -> fx.Node | None:
 def _readers(node: fx.Node) -> list[fx.Node]:
     """Who reads the tensor's values, not only its size."""
     return [user for user in node.users if name_of(user) != "sym_size"]
-
-
-def _is_depthwise_transposed(layer: fx.Node) -> bool:
-    """Whether one weight scale serves all channels, which factors of their own would pull apart."""
-    groups = argument(layer, 6) if name_of(layer) == "conv_transpose2d" else None
-    return groups not in (None, 1) and groups == shape_of(layer)[1]
 
 
 def _lands_on_channels(layer: fx.Node, reshapes: list[fx.Node]) -> bool:

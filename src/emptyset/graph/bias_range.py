@@ -13,6 +13,7 @@ from torch import Tensor
 from emptyset.graph.operators import (
     argument,
     attribute,
+    bias_has_steps,
     one_scale_per_output,
     parameter_of,
     weighted_layers,
@@ -36,13 +37,15 @@ def keep_biases_in_int32(student: Student) -> dict[str, int]:
     layers = zip(weighted_layers(student.program), student.layers(), strict=True)
     for node, layer in layers:
         bias_node = parameter_of(argument(node, 2))
-        if not one_scale_per_output(node):
+        if not bias_has_steps(node):
             continue
         if bias_node is None or not layer.weight_quantizer or not layer.input_quantizer:
             continue
         bias = attribute(student.program, str(bias_node.target)).detach().double().abs()
         quantizer = student.quantizers[layer.weight_quantizer]
         step = student.quantizers[layer.input_quantizer].scale.double()
+        if not one_scale_per_output(node):
+            bias = bias.max()[None]  # one scale for all of them
         needed = _float_above(bias / (step * LARGEST_CODE))
         count = int((needed >= quantizer.scale).sum())  # equal: raised at an earlier call
         if count:

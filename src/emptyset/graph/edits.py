@@ -25,10 +25,10 @@ from emptyset.graph.nodes import get_parameter, set_parameter
 from emptyset.graph.operators import (
     argument,
     attribute,
+    bias_has_steps,
     is_parameter,
     layer_path,
     name_of,
-    one_scale_per_output,
     parameter_of,
     weighted_layers,
 )
@@ -205,7 +205,7 @@ def round_bias(program: fx.GraphModule, node: fx.Node) -> None:
     """Put a bias quantizer before a layer whose input and weight are quantized."""
     bias = parameter_of(argument(node, 2))
     inputs, weight = (quantizer_of(program, a) for a in node.args[:2])
-    if bias is None or inputs is None or weight is None or not one_scale_per_output(node):
+    if bias is None or inputs is None or weight is None or not bias_has_steps(node):
         return
     name = f"bias_fake_quantizer_{node.name}"
     program.add_submodule(name, BiasFakeQuantizer(inputs, weight))

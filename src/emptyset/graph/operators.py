@@ -161,6 +161,21 @@ def one_scale_per_output(node: Node) -> bool:
     return groups in (None, 1)
 
 
+def bias_has_steps(node: Node) -> bool:
+    """Whether a runtime can hold this layer's bias as int32 with the scale of input times weight.
+
+    Of a transposed convolution in groups every weight scale stands for one output of each group.
+    Only where that is all of them (one output a group, one scale) the runtime rounds the bias.
+    """
+    return one_scale_per_output(node) or is_depthwise_transposed(node)
+
+
+def is_depthwise_transposed(node: Node) -> bool:
+    """Whether a transposed convolution has one output a group: one weight scale serves them all."""
+    groups = argument(node, 6) if name_of(node) == "conv_transpose2d" else None
+    return groups not in (None, 1) and groups == node.meta["val"].shape[1]
+
+
 def argument(node: Node, position: int) -> Any:
     """Positional argument, or None where it was left out."""
     return node.args[position] if len(node.args) > position else None
