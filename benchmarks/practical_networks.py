@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,3 +132,12 @@ def paired_difference(ours: Sequence[bool], other: Sequence[bool]) -> tuple[floa
     """
     gap = np.asarray(other, dtype=float) - np.asarray(ours, dtype=float)
     return 100 * float(gap.mean()), 100 * float(gap.std(ddof=1) / len(gap) ** 0.5)
+
+
+def unpaired_difference(ours: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
+    """The same from two rows alone: with the standard error of independent samples [points]."""
+    shares = [row["file_top1"] / 100 for row in (ours, other)]
+    variance = sum(
+        p * (1 - p) / row["test_images"] for p, row in zip(shares, (ours, other), strict=True)
+    )
+    return 100 * (shares[1] - shares[0]), 100 * variance**0.5
