@@ -54,12 +54,15 @@ class Watching:
     inner: KeepingMonitor
     measure: Callable[[], float] | None = None
     seen: dict[str, float] = field(default_factory=dict)
+    history: Path | None = None
 
     def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Measure where an epoch ends; the last is measured after training."""
         every = max(1, total // EPOCHS) if total > SHORT else total
-        if what == "distill" and self.measure and done % every == 0 and done < total:
+        if what == "distill" and self.measure and done % every == 0 and done + every <= total:
             self.seen[str(done)] = self.measure()
+            if self.history:  # at once: training goes on from its own states after a kill
+                self.history.write_text(json.dumps(self.seen), encoding="utf-8")
 
     def note(self, message: str) -> None:
         """Show it."""
@@ -157,15 +160,14 @@ def watched_training(
     Returns:
         Its seconds, and top-1 [%] by updates made.
     """
-    monitor = Watching(KeepingMonitor(SILENT, folder, print), lambda: top1(student, test))
     history = folder / "epochs.json"
+    monitor = Watching(
+        KeepingMonitor(SILENT, folder, print), lambda: top1(student, test), history=history
+    )
     if history.exists():
         monitor.seen = json.loads(history.read_text(encoding="utf-8"))
     start = time.perf_counter()
-    try:
-        Distill(config).refine(student, shown, seed=seed, monitor=monitor)
-    finally:
-        history.write_text(json.dumps(monitor.seen), encoding="utf-8")
+    Distill(config).refine(student, shown, seed=seed, monitor=monitor)
     return time.perf_counter() - start, monitor.seen
 
 

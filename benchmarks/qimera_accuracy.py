@@ -23,6 +23,7 @@ from kept_rows import RESULTS, Row, Table, claimed
 import emptyset
 from emptyset import generation
 from emptyset.cli.freed_memory import keep_freed_memory
+from emptyset.errors import CollapseError
 from emptyset.evaluate.class_boundary import class_boundary
 from emptyset.generators.generator_file import save_generator
 from emptyset.images.image_set import ImageSet
@@ -129,7 +130,11 @@ def main() -> None:
         folder = folder_of("qimera", *(getattr(cell, name) for name in KEY))
         if options.list or not claimed(folder):
             continue
-        row = _in_another_table(cell, options.table) or measure(cell)
+        try:
+            row = _in_another_table(cell, options.table) or measure(cell)
+        except CollapseError as fault:
+            print(fault, flush=True)
+            row = {name: getattr(cell, name) for name in KEY} | {"last": "diverged"}
         print(row, flush=True)
         table.write(row)
 

@@ -142,6 +142,31 @@ def test_blocks_of_a_residual_network(calibrated) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("kind", "last_map"),
+    [("resnet", (6, 8, 10)), ("inverted", (5, 8, 10)), ("windows", (8, 10, 6))],
+)
+def test_the_mean_over_all_positions_belongs_to_the_layer_that_reads_it(
+    kind: str, last_map: tuple[int, ...], calibrated
+) -> None:
+    student, images = calibrated(NETWORKS[kind](), "w8a8")
+    *front, head = find_blocks(student)
+    given = chain(front, images.images[:2])
+    assert given.shape == (2, *last_map)
+    assert head.layers == ("head",)
+    assert head(given).shape == (2, 4)
+
+
+def test_a_mean_that_no_layer_reads_belongs_to_what_it_averages(calibrated) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    student, images = calibrated(module, "w8a8")
+    blocks = find_blocks(student)
+    assert [block.layers for block in blocks] == [("0",), ("2",)]
+    assert chain(blocks, images.images[:2]).shape == (2, 4)
+
+
 def test_neighbours_of_one_module_are_merged(calibrated) -> None:
     student, _ = calibrated(Inverted(), "w8a8")
     assert [(b.name, len(b.layers)) for b in find_blocks(student)] == [

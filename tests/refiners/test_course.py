@@ -100,6 +100,23 @@ def test_released_codes_tracked_the_first_four_epochs_whatever_the_warm_up(
     config = DistillConfig(preset="adasg", steps=800, warm_up=0.125, legacy=True)
     course = config.course(BITS, make("adasg", teacher))
     assert (course.warm_up, [n for n in range(800) if course.tracks(n)]) == (100, list(range(8)))
+    # The compounding average needs more where there are more.
+    config = DistillConfig(preset="adasg", steps=800, warm_up=0.25, legacy=True)
+    course = config.course(BITS, make("adasg", teacher))
+    assert (course.warm_up, course.range_steps) == (200, 160)
+    long = DistillConfig(preset="gdfq", steps=40_000, warm_up=0.125, legacy=True).course(BITS)
+    assert (long.warm_up, long.range_steps) == (5_000, 400)
+
+
+def test_a_short_schedule_shows_twenty_batches_to_ranges_where_its_warm_up_has_them() -> None:
+    def ranges(steps: int, warm_up: float, **settings: Any) -> tuple[int, int]:
+        course = DistillConfig(preset="gdfq", steps=steps, warm_up=warm_up, **settings).course(BITS)
+        return course.warm_up, course.range_steps
+
+    assert [ranges(400, 0.2), ranges(400, 0.02), ranges(400, 0.0)] == [(80, 20), (8, 8), (4, 4)]
+    assert ranges(4_000, 0.2) == (800, 40)
+    assert [ranges(n, 0.2, legacy=True)[1] for n in (400, 1_000, 40_000)] == [4, 160, 400]
+    assert DistillConfig(preset="zaq", steps=400, warm_up=0.2).course(BITS).range_steps == 0
 
 
 @pytest.mark.parametrize(

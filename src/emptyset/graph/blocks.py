@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from emptyset.errors import CaptureError
-from emptyset.graph.operators import is_weighted, layer_path
+from emptyset.graph.operators import AVERAGE, is_weighted, layer_path, name_of
 from emptyset.graph.student import Student
 from emptyset.quantizers.affine import AffineFakeQuantizer
 
@@ -80,7 +80,7 @@ def _pieces(flow: "_Flow") -> list[tuple[int, int]]:
         if not last and not (holds and position in cuts):
             continue
         # Follow the cut on to the end of what belongs to it: clip and quantizer.
-        if not last and position + 1 in cuts and not _starts_layer(flow, position + 1):
+        if not last and position + 1 in cuts and not _starts_block(flow, position + 1):
             continue
         if holds:
             pieces.append((first, position))
@@ -90,10 +90,26 @@ def _pieces(flow: "_Flow") -> list[tuple[int, int]]:
     return pieces
 
 
-def _starts_layer(flow: "_Flow", position: int) -> bool:
-    """Whether a weight comes before the next operator that more than moves on to a quantizer."""
+def _starts_block(flow: "_Flow", position: int) -> bool:
+    """Whether what belongs to a cut ends before this node: at a layer, at a quantizer behind a
+    quantizer, and at the mean over all positions before a layer.
+
+    The mean belongs to the layer that reads it: a block that is learnt on what is left of its map
+    has a number per channel where the published methods have one per pixel.
+    """
     node = flow.order[position]
-    return is_weighted(node) or flow.in_series(node)
+    if is_weighted(node) or flow.in_series(node):
+        return True
+    return _is_global_mean(node) and any(map(is_weighted, flow.order[position:]))
+
+
+def _is_global_mean(node: fx.Node) -> bool:
+    """Whether a node averages all positions of each channel: ``(N, C, ...)`` to ``(N, C)``."""
+    if name_of(node) not in AVERAGE:
+        return False
+    source, given = node.args[0], _value(node).shape
+    assert isinstance(source, fx.Node)
+    return len(_value(source).shape) > 2 and all(size == 1 for size in given[2:])
 
 
 def _merge(flow: "_Flow", pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:

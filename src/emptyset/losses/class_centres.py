@@ -60,20 +60,19 @@ def distance_from_own_centre(
 def distance_from_all_centres(layers: Sequence[LayerStatistics], centres: ClassCentres) -> Tensor:
     """The batch should cause what all centres together cause, in the deeper layers.
 
-        loss = mean over the deeper half of the layers of
+        loss = 1 / (L N) · sum over the deeper half of the L layers of
                mean_c (m_c − m*_c)² + mean_c (v_c − v*_c)²
         m* = mean of the centres' means,  v* = mean of their variances + variance of their means
 
     Args:
-        layers: Statistics of each layer; their images count together.
+        layers: Statistics of each layer; their N images count together.
         centres: Of the same layers.
 
     Returns:
         Scalar; 0 exactly when the batch agrees with the centres.
 
     Source:
-        SynQ, Kim et al., ICLR 2025, released re-implementation of TexQ. There divided by the
-        number of images too.
+        SynQ, Kim et al., ICLR 2025, released re-implementation of TexQ.
     """
     losses = []
     for number in deeper_half(len(layers)):
@@ -82,7 +81,8 @@ def distance_from_all_centres(layers: Sequence[LayerStatistics], centres: ClassC
         shift_gap = layer.batch_shift() - shifts.mean(dim=0)
         variance_gap = layer.batch_variance(correction=0) - variance
         losses.append(shift_gap.square().mean() + variance_gap.square().mean())
-    return torch.stack(losses).mean()
+    images = len(layers[0].shift)
+    return torch.stack(losses).sum() / (len(layers) * images)
 
 
 def deeper_half(layers: int) -> range:

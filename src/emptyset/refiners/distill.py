@@ -40,12 +40,14 @@ HAST: ``published`` with ``cross_entropy: 0``, ``feature_attention: 1000``, ``pe
 
 Differs from source: with stored images activation ranges come from these (augmented, as they are
     trained on); ``ranges_from: gdfq`` takes a generator's, as IntraQ and HAST released it. Beside a
-    source they are tracked in the last 4 epochs of the warm-up (``legacy``: the first 4 of all), in
-    all of it where the source asks the student. Their moving average is corrected once (``legacy``:
-    again at every update, as released). ZAQ's student keeps the teacher's BatchNorm statistics
-    (``legacy``: its BatchNorm is in training mode while it learns, as released). The last state is
-    the result, never the best on real images; beside a source last and best are recorded, the best
-    by agreement with the teacher on images it does not learn from.
+    source they are tracked in the last 4 epochs of the warm-up (``legacy``: the first 4 of all), of
+    a short schedule in 20 batches of it at least (160), and in all of it where the source asks the
+    student. Their moving average is corrected once (``legacy``: again at every update, as
+    released). Ranges hold 0, as integer kernels need; a channel's released grid need not. ZAQ's
+    student keeps the teacher's BatchNorm statistics (``legacy``: its BatchNorm is in training mode
+    while it learns, as released). The last state is the result, never the best on real images;
+    beside a source last and best are recorded, the best by agreement with the teacher on images it
+    does not learn from.
 """
 
 from dataclasses import dataclass
@@ -61,17 +63,25 @@ from emptyset.monitor import SILENT, Monitor
 from emptyset.quantizers.bits import Bits
 from emptyset.quantizers.learned_step import MASKS
 from emptyset.refiners.best_student import KEPT, Evaluate
-from emptyset.refiners.course import EXTREMES, GENERATOR, IMAGES, PRESETS, RANGES_FROM, Course
+from emptyset.refiners.course import (
+    EXTREMES,
+    GENERATOR,
+    IMAGES,
+    PRESETS,
+    RANGES_FROM,
+    Course,
+    before_updates,
+)
 from emptyset.refiners.generator_ranges import follow_generator
 from emptyset.refiners.inundation import INUNDATIONS
-from emptyset.refiners.published_rates import note_folded_rates
+from emptyset.refiners.published_rates import note_compounding_ranges, note_folded_rates
 from emptyset.refiners.source_warm_up import require_labels, warmed_up
 from emptyset.refiners.training import Training
 from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
 from emptyset.registry import refiners
 
 # Of the learned preset beside a source; ours, not tuned.
-WARM_UP, SOURCE_STEPS = 0.25, 4
+SOURCE_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +264,9 @@ class DistillConfig:
         elif live:
             steps *= SOURCE_STEPS
         steps, rate = self.steps or steps, self.learning_rate or rate
-        warm_up, range_steps = self._before_updates(steps, source)
+        warm_up, range_steps = before_updates(
+            own, steps, self.warm_up, source=source, legacy=self.legacy
+        )
         shares = (
             tuple(Fraction(m, own.epochs) for m in own.milestones)
             if self.milestones is None
@@ -298,26 +310,6 @@ class DistillConfig:
             held_out=self.held_out,
             keep=self.keep,
         )
-
-    def _before_updates(self, steps: int, source: LiveSource | None) -> tuple[int, int]:
-        """Batches before the student is updated, and how many of them track ranges."""
-        own = PRESETS[self.preset]
-        if own.learned:
-            # A source that learns from the student cannot learn before it.
-            waits = source is not None and not source.needs_student
-            share = _given(self.warm_up, WARM_UP)
-            return (min(round(steps * share), steps - 1) if waits else 0), 0
-        ranges = max(1, round(steps * own.range_epochs / own.epochs)) if own.range_epochs else 0
-        share = _given(self.warm_up, own.warm_up / own.epochs)
-        warm_up = max(round(steps * share), ranges)
-        if warm_up >= steps:
-            raise RecipeError(
-                f"distill: the student would learn nothing: {warm_up} of {steps} steps are the "
-                "warm-up. Raise steps, or lower warm_up."
-            )
-        if source is not None and source.needs_student and not self.legacy:
-            ranges = warm_up  # it asks the student from the first batch on
-        return warm_up, ranges
 
 
 def _given(value: float | None, otherwise: float) -> float:
@@ -374,6 +366,7 @@ class Distill:
         course = self.config.course(student.bits, live)
         if not course.learned:
             note_folded_rates(student, self.config.preset, monitor)
+            note_compounding_ranges(course, monitor)
         if live is not None:
             require_labels(live, course)
         calibrated, calibrate = not student.without_ranges(), refiners.get("calibrate")

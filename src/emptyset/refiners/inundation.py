@@ -13,10 +13,11 @@ doubling, then at most five bisections; the device is waited for at every try.
 
 Source: AIT, Choi et al., "It's All In the Teacher: Zero-Shot Quantization Brought Closer to the
     Teacher", CVPR 2022, arXiv:2203.17008, and its released code.
-Differs from source: a factor has an upper limit (the code's search never ends where a gradient is
-    0). ``exact`` ends at the smallest factor tried that changed enough, or is within 1 % of it; the
-    code at the last one tried, which may change too few. Codes are counted from the code of 0.0: in
-    the released code, and with ``legacy``, a zero point that moves by one changes all codes of its
+Differs from source: a factor has an upper limit, the same in all epochs (the code: 100 in the first
+    epoch after the warm-up, then none, and its search never ends where a gradient is 0). ``exact``
+    ends at the smallest factor tried that changed enough, or is within 1 % of it; the code at the
+    last one tried, which may change too few. Codes are counted from the code of 0.0: in the
+    released code, and with ``legacy``, a zero point that moves by one changes all codes of its
     channel, which is more than enough, though the values stay where they were. Works with Adam too.
 """
 

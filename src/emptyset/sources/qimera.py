@@ -15,8 +15,9 @@ Settings of the released scripts, K and p: CIFAR-10 2, 0.4; CIFAR-100 w4 10, 0.4
 Differs from source: class-conditional BatchNorm of superposed classes is their sum
     (``superposed_norm: mean``: as released). The released scripts run without the mapping (its
     switch is inverted), with noise in every slot before it (``mapping: false``, ``noise:
-    per_slot``), and mostly with random embeddings. The length of the latent on base zaq and whether
-    the mapping has an activation are not published: guesses.
+    per_slot``), and mostly with random embeddings. Guesses: the length of the latent on base zaq,
+    and on base autorecon (that of its own generator, not 64), and that the mapping has no
+    activation.
 """
 
 from dataclasses import asdict, dataclass
