@@ -100,7 +100,7 @@ def test_weighting_changes_what_is_learnt(
     weighting: str, images: ImageSet, calibrated: Student
 ) -> None:
     plain, weighted = (
-        learnt(calibrated, images, activation_steps=0, steps=60, weighting=one)
+        learnt(calibrated, images, activation_steps=0, steps=240, weighting=one)
         for one in ("none", weighting)
     )
     differ = [
