@@ -7,7 +7,8 @@ Idea: element by element, an activation is quantized or not, in the block's inpu
 Needs: images (1,024 in the paper); calibrated ranges, set here where there are none.
 Differs from source:
     * First ranges come from the refiner `calibrate`, from all its images (released: 256 images for
-      activations).
+      activations); both ends of a weight channel are shrunk together (released: also apart), and
+      8 bits take the extremes.
     * λ is 0.01 as for ResNets; released for MobileNetV2: 0.1, for MnasNet: 0.2.
     * Zero points stay as calibrated (released: learnt beside the scale, rounded).
     * LSQ's factor of a scale's gradient, ``1 / sqrt(N · Qp)``, takes the steps above zero,
