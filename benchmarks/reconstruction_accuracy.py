@@ -1,7 +1,7 @@
 """Block reconstruction on real and on made images: AdaRound, BRECQ, QDrop and Genie-M side by side.
 
     python benchmarks/reconstruction_accuracy.py --list
-    python benchmarks/reconstruction_accuracy.py [--iterations 1500] [--only TEXT] [--threads 2]
+    python benchmarks/reconstruction_accuracy.py [--iterations 1500] [--seed 0] [--only TEXT]
 
 Protocol: plan `edges_8bit`, second layer's input 8 bits in every row, shortcuts quantized as in
 the released codes, batches of 32 of 1,024 images, seed 0, no early stop; everything else as
@@ -37,7 +37,10 @@ ABOUT = (
     "batches of 32, seed 0, no early stop; top-1 [%] of the simulated student on 10,000 test",
     "images. `iterations`: of every block (AdaRound: every layer; BRECQ's activations: a quarter).",
     "BatchNorm folded, for Genie-M frozen, as in the released codes.",
-    "BRECQ's rows, Genie-D's apart, are from before its activations learnt beside learnt rounding.",
+    "`genie, float shortcuts`: identity shortcuts are not quantized, as in the released code where",
+    "they are no module of their own, as in this network. Rows marked `means` are from when the",
+    "last block was learnt on its channels' means, BRECQ's among them (Genie-D's apart) also from",
+    "before its activations learnt beside learnt rounding.",
     "`zeroq+il`, `genie_d`, `dffg`: made from the network; Genie-D with a quarter of its 4,000",
     "steps. Seconds are those of one thread beside other work; missing where a run was suspended.",
 )
@@ -47,6 +50,7 @@ cells.IMAGES["genie_d 1024"] = cells.Images("genie_d", COUNT, {"steps": 1000})
 cells.IMAGES["dffg 1024"] = cells.Images("dffg", COUNT, {"batch_size": 128, "steps": 200})
 IMAGES = ("real 1024", "zeroq+il 1024", "genie_d 1024", "dffg 1024")
 METHODS = ("calibrate", "adaround", "brecq", "qdrop", "genie")
+FLOAT_SHORTCUTS = "genie, float shortcuts"
 BITS = ("w4a4", "w2a4")
 
 
@@ -66,24 +70,29 @@ class Cell:
         values = (str(getattr(self, name)) for name in KEY)
         return " | ".join(values)
 
+    @property
+    def refiner(self) -> str:
+        """Registered name."""
+        return self.method.partition(",")[0]
+
     def settings(self) -> dict[str, Any]:
         """Of the refiner."""
         if self.method == "calibrate":
             return {}
         settings: dict[str, Any] = {"steps": self.iterations, "batch_size": BATCH}
-        if self.method == "brecq":
+        if self.refiner == "brecq":
             settings["activation_steps"] = self.iterations // 4
         return settings
 
 
-def cells_of(networks: list[str], iterations: int, bits: list[str]) -> list[Cell]:
+def cells_of(networks: list[str], iterations: int, bits: list[str], seed: int) -> list[Cell]:
     """All rows, the quick ones of every set of images first."""
     return [
-        Cell(network, width, images, method, 0 if method == "calibrate" else iterations)
+        Cell(network, width, images, method, 0 if method == "calibrate" else iterations, seed)
         for network in networks
         for images in IMAGES
         for width in bits
-        for method in METHODS
+        for method in (*METHODS, *([FLOAT_SHORTCUTS] if images.startswith("real") else []))
     ]
 
 
@@ -92,14 +101,15 @@ def measure(cell: Cell) -> dict[str, Any]:
     teacher = shared.load(cell.network)
     test = shared.labelled_images(cell.network)
     images, said = images_of(cell.network, teacher, cell.images, cell.seed)
-    norms = "frozen" if cell.method == "genie" else "fold"
     student = emptyset.prepare(
-        teacher, cell.bits, plan="edges_8bit", batch_norm=norms, quantized_shortcuts=True
-    )
+        teacher, cell.bits, plan="edges_8bit",
+        batch_norm="frozen" if cell.refiner == "genie" else "fold",
+        quantized_shortcuts=cell.method != FLOAT_SHORTCUTS,
+    )  # fmt: skip
     folder = folder_of(*(getattr(cell, name) for name in KEY))
     monitor = KeepingMonitor(SILENT, folder, print)
     emptyset.refine(
-        student, images, cell.method, seed=cell.seed, monitor=monitor, **cell.settings()
+        student, images, cell.refiner, seed=cell.seed, monitor=monitor, **cell.settings()
     )
     seconds = monitor.seconds()  # of processes that were killed, too
     before, after = top1(teacher.module, test), top1(student, test)
@@ -120,6 +130,7 @@ def main() -> None:
     parser.add_argument("--networks", default=NETWORK)
     parser.add_argument("--bits", default=",".join(BITS))
     parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="rows whose description holds this text")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--list", action="store_true")
@@ -133,7 +144,8 @@ def main() -> None:
         "reconstruction_accuracy", KEY, "Block reconstruction on real and made images", ABOUT,
         options.results,
     )  # fmt: skip
-    for cell in cells_of(options.networks.split(","), options.iterations, options.bits.split(",")):
+    wanted = options.networks.split(","), options.iterations, options.bits.split(",")
+    for cell in cells_of(*wanted, options.seed):
         if options.only not in cell.describe() or table.has(vars(cell)):
             continue
         print(cell.describe(), flush=True)

@@ -43,7 +43,7 @@ ABOUT = (
     "command on real images, with the standard error of the paired difference, or the larger one",
     "of two independent samples (`unpaired_error`) where the answers of one run are not at hand.",
     "Networks marked `codebook` have codebook weights and re-estimated BatchNorm, so their losses",
-    "stand apart.",
+    "stand apart. Rows marked `means`: the last block was learnt on its channels' means.",
 )
 AKA, C100 = "cifar10_resnet20_akamaster", "cifar100_resnet20_distiller"
 BITS = {
