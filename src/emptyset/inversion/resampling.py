@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 # As torchvision's RandomResizedCrop: aspect ratios, and how often a crop that does not fit is
-# drawn anew before the whole image is taken.
+# drawn anew. Then the last one is cut to fit (there the whole image is taken).
 _ASPECTS = (3 / 4, 4 / 3)
 _TRIES = 10
 

@@ -1,4 +1,9 @@
-"""DSG's sample correlation inhibition: images of a batch no more alike than Gaussian noise."""
+"""DSG's sample correlation inhibition: images of a batch that are not alike the way noise is.
+
+The smaller, the nearer the eigenvalues of the images' similarities are to those of Gaussian noise,
+and the more their eigenvectors turn away from the noise's: a batch that is the noise itself is the
+worst, and equal images cost hardly more than noise drawn anew. So it does not keep images apart.
+"""
 
 from typing import Any
 
@@ -34,7 +39,7 @@ def sample_correlation(
     *,
     value_weight: float = 1e-4,
 ) -> Tensor:
-    """Distance of a batch's spectrum from that of Gaussian images.
+    """Gap of a batch's eigenvalues to those of Gaussian images, and overlap of the eigenvectors.
 
         loss = value_weight · mean_i (λ_i − λ'_i)² + Σ_i w_i · |⟨u_i, u'_i⟩|
         w_i = (λ'_i − min λ') / (max λ' − min λ'),   ' of the Gaussian images

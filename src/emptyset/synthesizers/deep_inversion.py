@@ -10,8 +10,8 @@ Needs: a teacher with BatchNorm layers, unless ``statistics_weight`` is 0, and a
     function, ``DeepInversion(config, student=network)``.
 Other published settings: ImageNet setting 1 has 2,000 steps, none at half the size; setting 2 has
     20,000, betas 0.9 and 0.999, no clipping and batches of 152. CIFAR-10: 2,000 steps, none at half
-    the size, batches of 256, learning rate 0.05, statistics_weight 10, smoothness_weight 2.5e-5,
-    norm_weight 0, roll 2, no flips, no clipping.
+    the size, batches of 256, learning rate 0.05, statistics_weight 10, first_layer_multiplier 1,
+    smoothness_weight 2.5e-5, norm_weight 0, roll 2, no flips, no clipping, no warm-up.
 Differs from source:
     * The images kept are those of the smallest loss at full size. The code compares losses of both
       sizes, and its CIFAR version keeps an alias of the last images. With joint statistics of

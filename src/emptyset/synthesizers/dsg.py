@@ -55,12 +55,13 @@ class DsgConfig(PlateauConfig):
         statistics: Whose are matched: those of every image (``sample``), of the ``batch``, or of
             all batches together (``joint``).
         layer_enhancement: Every image cares twice as much for one layer.
-        correlation_weight: Of sample correlation inhibition, divided by the number of layers.
+        correlation_weight: Of sample correlation inhibition, divided by the number of layers. 1 is
+            the extended version's; the released PTQ code has none (0).
         spectrum_weight: Of the eigenvalues in it.
         class_weight: Of the cross-entropy (the code adds it twice); 0: no classes.
         smoothness_weight: Of the total variation of the batch.
         norm_weight: Of the mean norm of the images.
-        roll: Greatest random shift [pixels].
+        roll: Greatest random shift [pixels]; for images of 32 x 32 rather 2.
         legacy: Layer enhancement as in the released code: factor 4, always 20 layers.
         classes: Make images of these classes only; empty: of all.
     """

@@ -11,10 +11,11 @@ Needs: a teacher with BatchNorm layers, unless ``statistics_weight`` is 0; at le
 Differs from source:
     * All images draw a soft confidence, as the paper has it; the released code gives a random half
       the confidence 1 (``legacy``).
-    * Crops of all images are taken at once, bilinearly, equal to torchvision's one by one.
+    * Crops of all images are taken at once, bilinearly, equal to torchvision's one by one but where
+      none of its ten tries fits: then the last one is cut to fit, not the whole image taken.
     * Confidences are drawn once per batch; when the code draws them could not be seen.
     * Defaults are those for CIFAR-10. CIFAR-100: confidence 0.6, margins 0.02 and 1.0. The released
-      ImageNet script has confidence 1 and margins 0 and 2, which switches both losses off.
+      ImageNet script has margins 0 and 2, which switches that loss off, and confidence 1 for all.
 """
 
 from dataclasses import dataclass
