@@ -252,6 +252,11 @@ def test_recipe_options_replace_only_what_they_name() -> None:
     real = recipe_for({"name": DIGITS}, base=base, images=str(held_out_images_path()), count=12)
     assert real.synthesize is None
     assert real.count == 12
+    # What counted images on disk counts no made ones.
+    for images, count, made in (("noise", None, 1024), ("noise", 7, 7), ("none", None, None)):
+        other = recipe_for({"name": DIGITS}, base=real, images=images, count=count)
+        assert other.count is None
+        assert (other.synthesize.count if other.synthesize else None) == made
 
 
 def test_a_network_trained_on_since_is_quantized_anew(

@@ -105,7 +105,8 @@ def predictor(network: "Student | Teacher | Path | str | Predict") -> Predict:
 
 def _on_its_device(forward: Any, device: torch.device) -> Predict:
     def predict(images: Tensor) -> Tensor:
-        logits: Tensor = forward(images.to(device))
+        # A copy: some networks write over their images, and these are the caller's.
+        logits: Tensor = forward(images.to(device, copy=True))
         return logits.cpu()
 
     return predict

@@ -98,6 +98,9 @@ def test_clip_is_asked_where_one_is_named(
     [
         (["--real", "x"], "--real: judges images, so it needs --teacher"),
         (["--limit", "3"], "--limit: judges images"),
+        (["--mean", "0.1"], "--mean: a run's recipe says how its network is loaded"),
+        (["--device", "cpu"], "--device: a run's recipe says"),
+        (["--allow-pickle"], "--allow-pickle: a run's recipe says"),
         (["--teacher", DIGITS, "--images", "x"], "--images: belongs to a run"),
         (["--teacher", DIGITS, "--clip", "nobody/clip"], "name its folder"),
         (["--teacher", "embedded:digit"], "No embedded teacher is called 'digit'"),

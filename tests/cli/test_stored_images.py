@@ -97,6 +97,18 @@ def test_the_classes_of_soft_labels_are_judged_shown_and_selected(
     assert len(rows) == len(found) < 12
 
 
+def test_images_of_another_normalisation_are_not_selected(tmp_path: Path, command: Any) -> None:
+    made, other = tmp_path / "made", ["--mean", "0.1", "--std", "0.9"]
+    arguments = ["synthesize", DIGITS, "--count", "4", "--set", "steps=2", "--device", "cpu", "-q"]
+    assert command(*arguments, *other, "--out", made).exit_code == 0
+    result = command("select", made, DIGITS, "--set", "keep=0.5", "--out", tmp_path / "kept")
+    assert result.exit_code == 2, result.output
+    assert "Give the same --mean" in result.stderr
+    assert not (tmp_path / "kept").exists()
+    again = command("select", made, DIGITS, *other, "--set", "keep=0.5", "--out", tmp_path / "kept")
+    assert again.exit_code == 0, again.output
+
+
 def test_shards_hold_what_one_file_would(tmp_path: Path, command: Any) -> None:
     arguments = ["synthesize", DIGITS, "--count", "7", "--set", "steps=2", "--device", "cpu", "-q"]
     told = {}

@@ -65,6 +65,16 @@ def test_divergence_is_zero_exactly_when_both_say_the_same() -> None:
     assert shifted.abs().max().item() < 1e-6
 
 
+def test_a_student_that_says_nothing_agrees_with_nobody() -> None:
+    broken = STUDENT.clone()
+    broken[:100] = float("nan")
+    whole = agreement(looked_up(STUDENT), looked_up(TEACHER), IMAGES, seed=0, batch_size=64)
+    found = agreement(looked_up(broken), looked_up(TEACHER), IMAGES, seed=0, batch_size=64)
+    kept = (STUDENT[100:].argmax(1) == TEACHER[100:].argmax(1)).sum()
+    assert found.share == pytest.approx(int(kept) / COUNT)
+    assert found.share < whole.share
+
+
 def test_networks_of_different_classes_are_refused() -> None:
     with pytest.raises(ImagesError, match="student has 6 classes, the teacher 7"):
         agreement(looked_up(STUDENT[:, :6]), looked_up(TEACHER), IMAGES, seed=0)

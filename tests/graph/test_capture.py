@@ -128,6 +128,21 @@ def test_dropout_disappears() -> None:
     assert names(program) == ["conv2d", "mean", "linear"]
 
 
+class AlwaysDropping(nn.Module):
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.layer, self.share = nn.Linear(5, 4), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.layer(x), self.share)
+
+
+def test_dropout_that_evaluation_does_not_switch_off_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"at random in evaluation too.*training=self\.training"):
+        capture(AlwaysDropping(0.5).eval(), torch.randn(2, 5))
+    capture(AlwaysDropping(0.0).eval(), torch.randn(2, 5))
+
+
 def test_equal_calls_become_one() -> None:
     module = Network(lambda y: F.relu(y) + y * F.relu(y))
     program = captured(module)

@@ -82,6 +82,13 @@ def test_subfolders_called_by_numbers_are_these_classes(tmp_path: Path) -> None:
     assert labels.tolist() == [10, 10, 2, 2, 7, 7]
 
 
+def test_numbers_that_are_no_indices_count_in_their_own_order(tmp_path: Path) -> None:
+    class_folders(tmp_path, ["1", "10", "2", "9"])
+    labels = load_images(tmp_path, SPEC, classes=lambda: 4).labels
+    assert labels is not None
+    assert labels.tolist() == [0, 0, 3, 3, 1, 1, 2, 2]
+
+
 def test_subfolders_that_cannot_be_the_teachers_classes_are_refused(tmp_path: Path) -> None:
     class_folders(tmp_path, ["ant", "bee"])
     with pytest.raises(ImagesError, match=r"2 subfolders.*'ant'.*3 classes.*'x'"):
@@ -308,6 +315,31 @@ def test_sixteen_bit_grey_keeps_its_shades_whatever_the_file(tmp_path: Path) -> 
         [(value >> 8) / 255 for value in ramp.flatten().tolist()], abs=1e-6
     )
     assert found[2].flatten().tolist() == pytest.approx([v / 255 for v in range(24)], abs=1e-6)
+
+
+def test_a_photo_is_turned_as_it_says(tmp_path: Path) -> None:
+    (row,) = pixels(1)
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(row)))  # 90 degrees counter-clockwise
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be shown 90 degrees clockwise
+    turned.save(tmp_path / "a.png", exif=exif)
+    torch.testing.assert_close(together(load_images(tmp_path, SPEC)), expected(row[None]))
+
+
+def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
+    (row,) = pixels(1)
+    alpha = np.full((4, 6, 1), 255, dtype=np.uint8)
+    alpha[:, :2] = 0
+    Image.fromarray(np.concatenate([row, alpha], axis=2)).save(tmp_path / "a.png")
+    seen = row.copy()
+    seen[:, :2] = 255
+    torch.testing.assert_close(together(load_images(tmp_path, SPEC)), expected(seen[None]))
+
+
+def test_numbers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 6), 65_536, dtype=np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ImagesError, match="above 65,535"):
+        together(load_images(tmp_path, GREY))
 
 
 def test_floating_point_photos_are_refused(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from emptyset.errors import EmptysetError
 
 INTERRUPTED = 130
 OUR_DEFECT = 1
+# Commands that keep what they have on the way.
+RESUMED = {"quantize", "run", "compare", "synthesize"}
 
 
 class Commands(TyperGroup):
@@ -48,7 +50,8 @@ class Commands(TyperGroup):
             say(f"Error: {error}")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            say("Interrupted. The same command goes on where it stopped.")
+            goes_on = ctx.invoked_subcommand in RESUMED
+            say("Interrupted." + " The same command goes on where it stopped." * goes_on)
             raise typer.Exit(INTERRUPTED) from error
         except (typer.Exit, typer.Abort):
             raise

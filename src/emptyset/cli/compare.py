@@ -142,7 +142,7 @@ def compare(
             own_settings=own_settings,
             bits=bits,
             plan=plan,
-            refine=refine.split(",") if refine else None,
+            refine=[name.strip() for name in refine.split(",")] if refine else None,
             labelled=labelled,
             real=real,
             clip=clip,

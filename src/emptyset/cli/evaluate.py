@@ -117,6 +117,12 @@ def evaluate(
         }  # fmt: skip
         _refuse("judges images, so it needs --teacher", only)
         _refuse("judges a generator, so it needs --teacher", of_generator)
+        own = {
+            "--model": model, "--model-args": model_args, "--input": input_size, "--mean": mean,
+            "--std": std, "--weights": weights, "--device": device,
+            "--allow-pickle": allow_pickle or None,
+        }  # fmt: skip
+        _refuse("a run's recipe says how its network is loaded and shown images, and where", own)
         _evaluate_run(run, images, as_json=as_json, quiet=quiet)
         return
     _refuse("belongs to a run; the images are the first argument here", {"--images": images})

@@ -48,6 +48,7 @@ def select(
     from emptyset.cli.output import say
     from emptyset.disk import disk_errors
     from emptyset.images.image_set import ImageSet
+    from emptyset.images.stored_images_file import require_stored_for
     from emptyset.job.from_recipe import load_from
     from emptyset.recipe import Recipe
 
@@ -64,7 +65,9 @@ def select(
         raise typer.Exit(5)
     chosen = recipe.select[0]
     loaded = load_from(recipe, allow_pickle=allow_pickle)
-    kept = pipeline.select(ImageSet.load(images), loaded, chosen.method, **chosen.settings())
+    given = ImageSet.load(images)
+    require_stored_for(images, tuple(given.images.shape[1:]), given.history, loaded.input)
+    kept = pipeline.select(given, loaded, chosen.method, **chosen.settings())
     with disk_errors(out):
         kept.save(out)
     show_images(kept, out, as_json=as_json)

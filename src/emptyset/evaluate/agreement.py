@@ -78,7 +78,9 @@ def agreement(
             raise ImagesError(
                 f"The student has {student.shape[1]} classes, the teacher {teacher.shape[1]}."
             )
-        same.append((student.argmax(1) == teacher.argmax(1).to(student.device)).double().cpu())
+        alike = student.argmax(1) == teacher.argmax(1).to(student.device)
+        # The largest of NaN is the first class for nobody.
+        same.append((alike & ~student.isnan().any(1)).double().cpu())
         divergences.append(divergence(teacher, student).cpu())
         done += len(batch.images)
         monitor.advance("agreement", done, len(images))

@@ -195,8 +195,14 @@ def _axis(node: fx.Node, kind: str) -> int:
 
 def _drop_identities(graph_module: fx.GraphModule) -> None:
     """Dropout in eval mode, aliases, detaches and slices of everything hand their input on."""
-    same = {"dropout", "alias", "detach", "lift_fresh_copy", "feature_dropout"}
+    dropouts = {"dropout", "feature_dropout"}
+    same = {*dropouts, "alias", "detach", "lift_fresh_copy"}
     for node in list(graph_module.graph.nodes):
+        if name_of(node) in dropouts and argument(node, 2) and argument(node, 1):
+            raise CaptureError(
+                "the network drops values at random in evaluation too, so it has no answer that a "
+                "file could give: F.dropout without training=self.training does that."
+            )
         if name_of(node) in same or _takes_everything(node):
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)

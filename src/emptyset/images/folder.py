@@ -167,8 +167,9 @@ def class_indices(
 
     The teacher's class names decide where every subfolder is called like one (upper and lower
     case, spaces and underscores do not matter). Otherwise subfolders whose names are all whole
-    numbers stand for these indices. Otherwise subfolders are numbered in the order of their names,
-    which is only right when there is one for every class.
+    numbers stand for these indices, or, where one is too large and there is one for every class,
+    are numbered in the order of the numbers. Otherwise subfolders are numbered in the order of
+    their names, which is only right when there is one for every class.
 
     Args:
         path: The folder, for messages.
@@ -192,6 +193,9 @@ def class_indices(
         numbers = [int(folder) for folder in folders]
         if count is None or max(numbers) < count:
             return numbers
+        if len(numbers) == count:  # 1 to 10 of ten classes: 10 comes last, not second
+            order = sorted(numbers)
+            return [order.index(number) for number in numbers]
     if count is not None and len(folders) != count:
         first = "" if class_names is None else f" (first: '{class_names[0]}')"
         raise ImagesError(

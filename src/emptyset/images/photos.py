@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from emptyset.errors import ImagesError
@@ -62,7 +62,8 @@ def require_photo_channels(path: Path, spec: Preprocessing) -> None:
 def pixels_of(photo: Image.Image, spec: Preprocessing) -> Tensor:
     """One photo as the teacher's pixels, ``(C, H, W)`` float32 in 0..1.
 
-    The shorter side is brought to ``spec.resize`` (more where the crop needs more), then the centre
+    It is turned as its EXIF orientation says, and what is transparent lies on white. The shorter
+    side is brought to ``spec.resize`` (more where the crop needs more), then the centre
     is cut out; without ``resize`` the photo is squeezed to ``(H, W)``.
     """
     if photo.mode.startswith("I;16"):
@@ -71,10 +72,12 @@ def pixels_of(photo: Image.Image, spec: Preprocessing) -> Tensor:
     elif photo.mode == "I":
         # The same values in 32 bits, as Pillow opens 16-bit PGM.
         values = np.asarray(photo)
+        if values.max() > 65_535:
+            raise ValueError("pixels are numbers above 65,535, whose white is not known")
         photo = Image.fromarray((values >> (8 if values.max() > 255 else 0)).astype(np.uint8))
     elif photo.mode == "F":
         raise ValueError("pixels are floating-point numbers, whose white is not known")
-    photo = photo.convert(_MODES[spec.shape[0]])
+    photo = _on_white(ImageOps.exif_transpose(photo)).convert(_MODES[spec.shape[0]])
     _, height, width = spec.shape
     interpolation = _FILTERS[spec.interpolation]
     if spec.resize is None:
@@ -96,3 +99,11 @@ def pixels_of(photo: Image.Image, spec: Preprocessing) -> Tensor:
     pixels = torch.from_numpy(np.array(photo, dtype=np.uint8))
     pixels = pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1)
     return pixels.float() / 255.0
+
+
+def _on_white(photo: Image.Image) -> Image.Image:
+    """Without transparency: what is clear has colours that nobody was to see."""
+    if not photo.has_transparency_data:
+        return photo
+    shown = photo.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)

@@ -14,6 +14,7 @@ from emptyset.inversion.method import Method, Opinion, Seen
 from emptyset.inversion.recorded_inputs import Recorded, recorded_inputs
 from emptyset.inversion.standard_units import StandardUnits, standard_units
 from emptyset.inversion.swing import swung
+from emptyset.inversion.written_over import read_copies
 from emptyset.losses.layer_statistics import (
     LayerStatistics,
     input_statistics,
@@ -65,6 +66,7 @@ class FrozenTeacher:
         name = last_layer(self.module, torch.zeros(1, *self.shape, device=self.device))
         self.last = [] if name is None else [by_name[name]]
         self.feature_kind = LOGITS if name is None else PENULTIMATE
+        read_copies(self.module, self._watched(), torch.zeros(1, *self.shape, device=self.device))
         # What the hooks of a loss catch, for as long as it is there.
         self._caught: list[Recorded] = []
 

@@ -172,6 +172,8 @@ def _without_images() -> list[dict[str, Any]]:
 
 def _set_images(data: dict[str, Any], images: str) -> None:
     """``--images``: what exists on disk is a folder or file, everything else a method."""
+    if not _is_path(images):
+        data.pop("count", None)  # of the images that the base had on disk
     if images == NONE:
         data.pop("synthesize", None)
         data["images"] = images

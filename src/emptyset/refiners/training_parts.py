@@ -140,6 +140,7 @@ class OwnNetwork:
     def __call__(self, images_NCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``(N, K)`` logits, and no features."""
         shown = images_NCHW if self.takes_channels_last() else images_NCHW.contiguous()
+        shown = shown.clone()  # the student is to see them, too: some networks write over theirs
         if not self._half:
             return self._module(shown), []
         with torch.autocast(shown.device.type, torch.bfloat16):

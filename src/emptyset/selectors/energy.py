@@ -106,7 +106,7 @@ class Energy:
         score = printed_energy if self.config.printed else free_energy
         energies, predictions = [], []
         for batch in images.batches(self.config.batch_size):
-            logits = teacher.module(batch.images.to(device)).float().cpu()
+            logits = teacher.module(batch.images.to(device, copy=True)).float().cpu()
             energies.append(score(logits, self.config.temperature))
             predictions.append(logits.argmax(dim=1))
         energies_N = torch.cat(energies)
