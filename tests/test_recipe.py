@@ -124,6 +124,8 @@ def test_set_changes_values_and_is_named_in_messages(tmp_path: Path) -> None:
     assert recipe.plan.overrides == {"layer1.0": "w8a8"}
     said = message_of(tmp_path, GOOD, ("synthesize.stpes=9",))
     assert "--set synthesize.stpes=9: synthesize.stpes: zeroq has no such setting." in said
+    said = message_of(tmp_path, GOOD, ("clip=true",))
+    assert "a method has its section before it, as in synthesize.clip." in said
     assert "expected KEY=VALUE" in message_of(tmp_path, GOOD, ("steps",))
     assert "has no item 'brecq'" in message_of(tmp_path, GOOD, ("refine.brecq.steps=1",))
 

@@ -150,7 +150,7 @@ def test_two_processes_cannot_work_in_one_folder(tmp_path: Path) -> None:
         (errno.ENOSPC, "the disk is full. Nothing half-written was left"),
         (errno.EROFS, "cannot be written"),
         (errno.EACCES, "cannot be written"),
-        (errno.EISDIR, "a folder has the file's name"),
+        (errno.EISDIR, "there is a folder of this name"),
     ],
 )
 def test_what_the_disk_refuses_is_explained(tmp_path: Path, number: int, expected: str) -> None:

@@ -70,7 +70,7 @@ def _explained(path: Path, error: OSError | SafetensorError) -> RunFolderError |
     if number == errno.ENOENT and not path.exists():
         return RunFolderError(f"{path}: the folder cannot be made. Give another with --out.")
     if number == errno.EISDIR:
-        return RunFolderError(f"{path}: a folder has the file's name. Give another with --out.")
+        return RunFolderError(f"{path}: there is a folder of this name. Give the name of a file.")
     return None
 
 

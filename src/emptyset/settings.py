@@ -107,7 +107,10 @@ def explain(
         kind = problem["type"]
         if kind == "extra_forbidden":
             known = settings_at(path[:-1])
-            text = f"no such setting.{nearest(str(path[-1]), known)} Settings: {', '.join(known)}."
+            hint = nearest(str(path[-1]), known)
+            text = f"no such setting.{hint} Settings: {', '.join(known)}."
+            if len(path) == 1 and not hint:
+                text += f" One of a method has its section before it, as in synthesize.{path[0]}."
         elif kind == "missing":
             path, text = (*path, problem["loc"][-1]), "is required, but missing."
         elif kind in _EXPECTED:

@@ -282,8 +282,8 @@ def test_few_images_are_warned_of(four_layers: Teacher, images: ImageSet, disk: 
     few = disk()
     two_widths(four_layers, images, count=7, monitor=few)
     assert few.noted == [
-        "Mixed precision is measured on 7 images only. A plan then fits these few: it can be worse "
-        "than the same bits everywhere. Give 64 or more."
+        "Warning: mixed precision is measured on 7 images only. A plan then fits these few: it can "
+        "be worse than the same bits everywhere. Give 64 or more."
     ]
     many = disk()
     again = images.subset(torch.arange(11).repeat(6)[:64])

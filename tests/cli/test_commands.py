@@ -48,7 +48,7 @@ def test_teachers_are_one_line_each(command: Any) -> None:
 
 def test_synthesize_then_select(tmp_path: Path, command: Any) -> None:
     made, kept = tmp_path / "made", tmp_path / "kept"
-    arguments = ["synthesize", DIGITS, "--count", "6", "--set", "steps=2", "--out", made]
+    arguments = ["synthesize", DIGITS, "--count", "6", "--set", "synthesize.steps=2", "--out", made]
     first = command(*arguments, "--json")
     assert first.exit_code == 0, first.output
     images = ImageSet.load(made)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from emptyset.errors import RunFolderError
 from emptyset.images.image_set import ImageSet
 from emptyset.report.contact_sheet import contact_sheet
 from emptyset.report.facts import headline, percent, result_rows, size
@@ -105,6 +106,13 @@ def test_the_page_tells_how_good_the_images_are(tmp_path: Path, metrics: dict[st
     assert "75.00 %" in page
     metrics["image_quality"]["real"] = measured
     assert '<th class="n">zeroq</th><th class="n">real</th>' in written(tmp_path, metrics)
+
+
+def test_a_folder_is_no_name_of_a_page(tmp_path: Path, metrics: dict[str, Any]) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(RunFolderError, match="there is a folder of this name"):
+        written(tmp_path, metrics)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_names_are_escaped(tmp_path: Path, metrics: dict[str, Any]) -> None:

@@ -168,8 +168,8 @@ def mixed_precision(
     shown = some_of(images, count)
     if len(shown) < FEW_IMAGES:
         monitor.note(
-            f"Mixed precision is measured on {len(shown)} images only. A plan then fits these few: "
-            f"it can be worse than the same bits everywhere. Give {FEW_IMAGES} or more."
+            f"Warning: mixed precision is measured on {len(shown)} images only. A plan then fits "
+            f"these few: it can be worse than the same bits everywhere. Give {FEW_IMAGES} or more."
         )
     found = candidates.measure(shown, memory=memory, seed=seed, monitor=monitor)
     problem = replace(problem, layers=found.layers)

@@ -143,11 +143,16 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     return value
 
 
-def settings_of(settings: list[str] | None) -> dict[str, Any]:
-    """``--set steps=20`` of a command with one method, as data."""
+def settings_of(settings: list[str] | None, section: str) -> dict[str, Any]:
+    """``--set steps=20`` of a command with one method, as data.
+
+    Args:
+        settings: As written; as a recipe has them, ``synthesize.steps=20``, will do too.
+        section: The recipe's, of such a method.
+    """
     from emptyset.recipe_text import apply_setting
 
     data: dict[str, Any] = {}
     for setting in settings or []:
-        apply_setting(data, {}, setting)
+        apply_setting(data, {}, setting.removeprefix(f"{section}."))
     return data

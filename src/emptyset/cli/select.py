@@ -56,7 +56,7 @@ def select(
     recipe = Recipe.parse(
         {
             "teacher": section,
-            "select": [{"method": method} | settings_of(settings)],
+            "select": [{"method": method} | settings_of(settings, "select")],
             "device": device or "auto",
         }
     )

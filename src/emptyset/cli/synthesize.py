@@ -84,7 +84,9 @@ def synthesize(
         refuse_settings(method, settings)
         made_by: dict[str, Any] = {"method": DEFAULT_METHOD, "count": count}
     else:
-        made_by = {"method": method or DEFAULT_METHOD, "count": count} | settings_of(settings)
+        made_by = {"method": method or DEFAULT_METHOD, "count": count} | settings_of(
+            settings, "synthesize"
+        )
     recipe = Recipe.parse(
         {"teacher": section, "synthesize": made_by, "seed": seed or 0, "device": device or "auto"}
     )
@@ -124,8 +126,7 @@ def synthesize(
         )
         shutil.rmtree(out / ".partial")
     show_card(card, out, as_json=as_json)
-    if not quiet:
-        _tell_beyond_pixels(out, loaded)
+    _tell_beyond_pixels(out, loaded)
 
 
 def _tell_beyond_pixels(folder: Path, teacher: "Teacher") -> None:

@@ -221,7 +221,8 @@ def _entries(teacher: Teacher) -> dict[str, str]:
         "teacher_hash": teacher.weights_hash,
         "mean": json.dumps(list(spec.mean)),
         "std": json.dumps(list(spec.std)),
-        "input": "normalised images: (pixels in 0..1 - mean) / std, RGB",
+        "input": "normalised images: (pixels in 0..1 - mean) / std"
+        + ", RGB" * (spec.shape[0] == 3),
     }
     if teacher.class_names:
         entries["class_names"] = json.dumps(list(teacher.class_names))

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from emptyset.errors import MissingExtraError
+from emptyset.errors import MissingExtraError, RunFolderError
 from emptyset.report.facts import milliseconds, percent, size
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -20,6 +20,7 @@ def write_template(name: str, path: Path, values: dict[str, Any]) -> None:
 
     Raises:
         MissingExtraError: If ``emptyset[report]`` is not installed.
+        RunFolderError: If the page's name is that of a folder.
     """
     try:
         import jinja2
@@ -43,6 +44,8 @@ def write_template(name: str, path: Path, values: dict[str, Any]) -> None:
         "small": small,
     }
     text = environment.get_template(name).render(values)
+    if path.is_dir():
+        raise RunFolderError(f"{path}: there is a folder of this name. Give the name of a file.")
     aside = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
