@@ -23,7 +23,11 @@ def run(
     settings: SetOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Run folder; runs/RECIPE by default."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Run folder; of a run's own recipe.yaml that run, else runs/RECIPE.",
+        ),
     ] = None,
     overwrite: OverwriteOption = False,
     allow_pickle: PickleOption = False,
@@ -33,11 +37,13 @@ def run(
 ) -> None:
     """Work through a recipe. What is done already is not done again."""
     from emptyset.recipe import Recipe, find_recipe
+    from emptyset.run_folder import RECIPE, STAGES
 
     path = find_recipe(recipe)
+    of_a_run = path.name == RECIPE and (path.parent / STAGES).is_file()
     work(
         Recipe.load(path, settings or []),
-        out or Path("runs") / path.stem,
+        out or (path.parent if of_a_run else Path("runs") / path.stem),
         overwrite=overwrite,
         allow_pickle=allow_pickle,
         as_json=as_json,

@@ -120,7 +120,6 @@ class _Kept:
     places: Tensor
 
 
-@torch.no_grad()
 def require_counts(made: int, real: int) -> None:
     """Check that there is something to compare.
 
@@ -134,6 +133,7 @@ def require_counts(made: int, real: int) -> None:
         )
 
 
+@torch.no_grad()
 def nearest_neighbours(
     images: Images,
     real: Images,
