@@ -189,6 +189,7 @@ def test_the_generators_loss_is_labels_statistics_and_centres(
         pooled = variances.mean(0) + means.var(0, correction=0)
         expected = F.mse_loss(x2.mean((0, 2, 3)), means.mean(0))
         expected = expected + F.mse_loss(x2.var((0, 2, 3), correction=0), pooled)
+        expected = expected / (2 * BATCH)  # as SynQ: by the layers and by the images
     assert terms["cross entropy"] == pytest.approx(label.item(), rel=1e-3)
     assert terms["batch norm statistics"] == pytest.approx(sum(gaps).item() / 2, rel=1e-3)
     assert terms["class centres"] == pytest.approx(expected.item(), rel=1e-3)
