@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from emptyset.errors import TeacherError
 from emptyset.images.input_spec import InputSpec
 from emptyset.teachers import Teacher
 
@@ -71,3 +72,12 @@ def test_batch_norm_of_any_kind_counts_and_instance_norm_does_not() -> None:
     )
     names = [norm.name for norm in Teacher("made here", module, SPEC).stored_batch_norms()]
     assert names == ["0", "1", "2", "4"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_floating_type_is_refused_with_the_way_out(dtype: torch.dtype) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).to(dtype)
+    spec = InputSpec((3, 2, 2), (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(TeacherError, match=r"parameter '1.weight' is .*float.*module\.float\(\)"):
+        Teacher("mine", module, spec)
+    assert Teacher("mine", module.float(), spec).name == "mine"

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from emptyset.errors import TeacherError
+
 # Named here too: it is part of what a teacher is.
 from emptyset.images.input_spec import InputSpec as InputSpec
 from emptyset.teachers.last_layer import last_layer
@@ -43,6 +45,9 @@ class Teacher:
         class_names: One per class, or None where unknown.
         weights_hash: SHA-256 over the sorted state dict, hexadecimal.
         provenance: Where the weights came from (JSON data).
+
+    Raises:
+        TeacherError: If the module has parameters of another floating type than float32.
     """
 
     name: str
@@ -54,6 +59,13 @@ class Teacher:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", unwrapped(self.module))
+        for name, value in self.module.named_parameters():
+            if value.is_floating_point() and value.dtype != torch.float32:
+                dtype = str(value.dtype).removeprefix("torch.")
+                raise TeacherError(
+                    f"{self.name}: parameter '{name}' is {dtype}, and networks "
+                    "are quantized from float32. Give module.float()."
+                )
 
     def stored_batch_norms(self) -> list[StoredBatchNorm]:
         """Every BatchNorm layer that stored its statistics, in module order.
