@@ -14,6 +14,13 @@ C100 = "cifar100_resnet20_distiller"
 PQF = "imagenet_resnet18_pqf"
 # No ReLU after their residual additions: without `strict` some inputs would stay in float.
 STRICT = (C10, C100)
+# DeepInversion's numbers for CIFAR-10, but for its stages; defaults are those for ImageNet, whose
+# shift goes round an image of 32 x 32.
+DEEP_INVERSION_ON_CIFAR: dict[str, Any] = {
+    "learning_rate": 0.05, "statistics_weight": 10.0, "first_layer_multiplier": 1.0,
+    "smoothness_weight": 2.5e-5, "norm_weight": 0.0, "roll": 2, "flip": 0.0, "clip": False,
+    "warm_up": 0,
+}  # fmt: skip
 # IntraQ's protocol: 151 epochs of 200 updates of 256 images.
 PUBLISHED_UPDATES = 30_200
 

@@ -26,12 +26,8 @@ from emptyset.comparison.settings import Comparison
 WORK = Path(__file__).parent.parent / "runs" / "benchmarks" / "family"
 COUNT, PER_IMAGE, UPDATES, BITS = 256, 200, 100, "w3a3"
 MIXED_IN = "cifar10_resnet32_akamaster"
-# DeepInversion's numbers for CIFAR-10; defaults are those for ImageNet, whose shift goes round an
-# image of 32 x 32. MixMix is built on its losses.
-CIFAR = {
-    "statistics_weight": 10.0, "first_layer_multiplier": 1.0, "smoothness_weight": 2.5e-5,
-    "norm_weight": 0.0, "roll": 2, "flip": 0.0, "clip": False, "learning_rate": 0.05, "warm_up": 0,
-}  # fmt: skip
+# MixMix is built on DeepInversion's losses.
+CIFAR = cells.DEEP_INVERSION_ON_CIFAR
 METHODS: list[dict[str, Any]] = [
     {"method": "noise"},
     {"method": "zeroq"},

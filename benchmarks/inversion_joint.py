@@ -25,6 +25,7 @@ from typing import Any
 import shared_networks as shared
 import torch
 from inversion_accuracy import top1
+from inversion_cells import DEEP_INVERSION_ON_CIFAR
 from kept_rows import Table
 
 import emptyset
@@ -82,11 +83,7 @@ class Cell:
 
 
 # DeepInversion's own settings for CIFAR-10.
-CIFAR = {
-    "low_resolution_share": 0.0, "learning_rate": 0.05, "statistics_weight": 10.0,
-    "first_layer_multiplier": 1.0, "smoothness_weight": 2.5e-5, "norm_weight": 0.0, "roll": 2,
-    "flip": 0.0, "clip": False, "warm_up": 0,
-}  # fmt: skip
+CIFAR = {**DEEP_INVERSION_ON_CIFAR, "low_resolution_share": 0.0}
 # Snapshots of 256 images each, so that there is more than one batch.
 HARVEST = {"snapshots": 4}
 PAIRS = (

@@ -142,7 +142,7 @@ def compare(
             own_settings=own_settings,
             bits=bits,
             plan=plan,
-            refine=[name.strip() for name in refine.split(",")] if refine else None,
+            refine=_listed(refine) if refine else None,
             labelled=labelled,
             real=real,
             clip=clip,
@@ -170,7 +170,11 @@ def _names(methods: str | None) -> list[str]:
             "--methods: name the methods to compare, for example --methods zeroq,dffg. "
             "`emptyset methods` lists them."
         )
-    return [name.strip() for name in methods.split(",")]
+    return _listed(methods)
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _refuse_beside_a_file(given: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from emptyset.graph.operators import (
     argument,
     attribute,
     bias_has_steps,
-    one_scale_per_output,
+    is_depthwise_transposed,
     parameter_of,
     weighted_layers,
 )
@@ -44,7 +44,7 @@ def keep_biases_in_int32(student: Student) -> dict[str, int]:
         bias = attribute(student.program, str(bias_node.target)).detach().double().abs()
         quantizer = student.quantizers[layer.weight_quantizer]
         step = student.quantizers[layer.input_quantizer].scale.double()
-        if not one_scale_per_output(node):
+        if is_depthwise_transposed(node):
             bias = bias.max()[None]  # one scale for all of them
         needed = _float_above(bias / (step * LARGEST_CODE))
         count = int((needed >= quantizer.scale).sum())  # equal: raised at an earlier call

@@ -157,8 +157,7 @@ def weight_axis(node: Node) -> int:
 
 def one_scale_per_output(node: Node) -> bool:
     """Whether weight scales and biases match one to one (not so where transposed and grouped)."""
-    groups = argument(node, 6) if name_of(node) == "conv_transpose2d" else None
-    return groups in (None, 1)
+    return _transposed_groups(node) == 1
 
 
 def bias_has_steps(node: Node) -> bool:
@@ -172,8 +171,13 @@ def bias_has_steps(node: Node) -> bool:
 
 def is_depthwise_transposed(node: Node) -> bool:
     """Whether a transposed convolution has one output a group: one weight scale serves them all."""
-    groups = argument(node, 6) if name_of(node) == "conv_transpose2d" else None
-    return groups not in (None, 1) and groups == node.meta["val"].shape[1]
+    groups = _transposed_groups(node)
+    return groups > 1 and groups == node.meta["val"].shape[1]
+
+
+def _transposed_groups(node: Node) -> int:
+    """Groups of a transposed convolution; 1 of every other layer, whose scales they do not bind."""
+    return int(argument(node, 6) or 1) if name_of(node) == "conv_transpose2d" else 1
 
 
 def argument(node: Node, position: int) -> Any:

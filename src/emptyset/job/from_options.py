@@ -172,17 +172,16 @@ def _without_images() -> list[dict[str, Any]]:
 
 def _set_images(data: dict[str, Any], images: str) -> None:
     """``--images``: what exists on disk is a folder or file, everything else a method."""
-    if not _is_path(images):
-        data.pop("count", None)  # of the images that the base had on disk
+    if images != NONE and _is_path(images):
+        data.pop("synthesize", None)
+        data["images"] = images
+        return
+    data.pop("count", None)  # of the images that the base had on disk
     if images == NONE:
         data.pop("synthesize", None)
         data["images"] = images
         if data.get("refine") == [{"method": "calibrate"}]:
             data["refine"] = _without_images()
-        return
-    if _is_path(images):
-        data.pop("synthesize", None)
-        data["images"] = images
         return
     known = synthesizers.names()
     if images not in (*known, *sources.names()):
