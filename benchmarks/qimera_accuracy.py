@@ -127,8 +127,7 @@ def main() -> None:
         if options.only not in cell.describe() or table.has(vars(cell)):
             continue
         print(cell.describe(), flush=True)
-        folder = folder_of("qimera", *(getattr(cell, name) for name in KEY))
-        if options.list or not claimed(folder):
+        if options.list or not claimed(folder_of("qimera", *(getattr(cell, name) for name in KEY))):
             continue
         try:
             row = _in_another_table(cell, options.table) or measure(cell)
