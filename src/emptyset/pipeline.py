@@ -15,6 +15,7 @@ from emptyset.images.no_images import NO_IMAGES
 from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import plans, refiners, selectors, synthesizers
 from emptyset.settings import checked_config
+from emptyset.teachers.made_for import made_for_another
 from emptyset.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -294,6 +295,10 @@ def refine(
             "refine: expected a set of images, got a Tensor. Put it, (N, C, H, W) in "
             "normalised units, into one: emptyset.ImageSet(tensor)."
         )
+    warning = made_for_another(given, student.teacher)
+    if warning is not None and warning not in student.warned:
+        student.warned.add(warning)
+        monitor.note(warning)
     refiner.refine(student, given, seed=seed, monitor=monitor)
 
 

@@ -242,21 +242,6 @@ class TestDoubtfulInput:
         assert all(one.final <= one.start for one in told)
         assert "3 images are fewer than batch_size (6)" in heard.notes[0]
 
-    def test_images_of_another_teacher_bring_a_warning_that_names_both(
-        self, teacher: Teacher, student_of: Make, images: ImageSet, disk
-    ) -> None:
-        def notes(teacher_hash: str) -> list[str]:
-            entry = {"stage": "synthesize", "method": "zeroq", "teacher": teacher_hash}
-            heard = disk()
-            learn(student_of(teacher), images.with_entry(entry), course_of(steps=0), heard)
-            return [note for note in heard.notes if note.startswith("Warning")]
-
-        (warning,) = notes("0123456789abcdef")
-        assert "zeroq" in warning
-        assert "0123456789ab" in warning
-        assert teacher.weights_hash[:12] in warning
-        assert notes(teacher.weights_hash) == []
-
     def test_no_images_are_refused(self, teacher: Teacher, student_of: Make) -> None:
         class Nothing:
             def __len__(self) -> int:

@@ -217,7 +217,7 @@ def _entries(teacher: Teacher) -> dict[str, str]:
     spec = teacher.input
     entries = {
         "version": __version__,
-        "teacher": teacher.name.split(":")[0] if teacher.name.startswith("file:") else teacher.name,
+        "teacher": teacher.public_name,
         "teacher_hash": teacher.weights_hash,
         "mean": json.dumps(list(spec.mean)),
         "std": json.dumps(list(spec.std)),

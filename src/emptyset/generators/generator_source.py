@@ -54,6 +54,7 @@ class GeneratorSource:
         method.refuse(teacher)
         self.method, self._seed = method, seed
         self._teacher_hash, self._input = teacher.weights_hash, teacher.input
+        self._teacher_name = teacher.public_name
         self._watched = WatchedTeacher(teacher)
         self.needs_student = method.needs_student
         self.needs_features = method.needs(FEATURES)
@@ -191,6 +192,7 @@ class GeneratorSource:
             "settings": dict(self.method.settings),
             "seed": self._seed,
             "teacher": self._teacher_hash,
+            "teacher_name": self._teacher_name,
             "lessons": self._lessons,
             "batch_size": self._batch_size,
             "classes": self.generator.classes,

@@ -81,6 +81,7 @@ class Student:
         records: What refiners have to tell of their work (JSON data), in order; not saved.
         bias_shifts: What analytic bias correction has taken from biases, by layer, so that a
             second one gives it back first; not saved.
+        warned: Warnings that were given, each once; not saved.
     """
 
     teacher: Teacher
@@ -95,6 +96,7 @@ class Student:
     originals: dict[str, Tensor] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     bias_shifts: dict[str, Tensor] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.quantizers = named_quantizers(self.program)

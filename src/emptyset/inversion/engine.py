@@ -135,6 +135,7 @@ def invert_into(
         "settings": dict(settings),
         "seed": seed,
         "teacher": teacher.weights_hash,
+        "teacher_name": teacher.public_name,
         "mean": list(teacher.input.mean),
         "std": list(teacher.input.std),
         "count": count,

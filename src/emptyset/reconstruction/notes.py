@@ -56,18 +56,7 @@ class Told:
 def note_images(
     name: str, student: Student, images: Images, config: ReconstructionConfig, monitor: Monitor
 ) -> None:
-    """Warn of images that were made for another teacher, of few images, of layers left out."""
-    own = student.teacher.weights_hash
-    history = getattr(images, "history", ())
-    made = [entry for entry in history if entry.get("stage") == "synthesize"]
-    others = [entry for entry in made if own and entry.get("teacher", own) != own]
-    if others:
-        entry = others[0]
-        monitor.note(
-            f"Warning: {name}: these images were made by {entry.get('method')} for a teacher with "
-            f"weights {str(entry['teacher'])[:12]}, and the student's teacher is "
-            f"{student.teacher.name} with weights {own[:12]}. Make images for this teacher."
-        )
+    """Tell of few images and of layers left out."""
     if len(images) < config.batch_size:
         monitor.note(
             f"{name}: {len(images)} images are fewer than batch_size ({config.batch_size}), so "

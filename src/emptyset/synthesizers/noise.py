@@ -73,6 +73,7 @@ class Noise:
             "settings": asdict(self.config),
             "seed": seed,
             "teacher": teacher.weights_hash,
+            "teacher_name": teacher.public_name,
             "mean": list(teacher.input.mean),
             "std": list(teacher.input.std),
             "count": count,

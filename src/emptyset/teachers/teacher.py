@@ -67,6 +67,12 @@ class Teacher:
                     "are quantized from float32. Give module.float()."
                 )
 
+    @property
+    def public_name(self) -> str:
+        """The name; of weights from a file without the path, which is nobody else's business."""
+        source = self.name.partition(":")[0]
+        return source if source == "file" else self.name
+
     def stored_batch_norms(self) -> list[StoredBatchNorm]:
         """Every BatchNorm layer that stored its statistics, in module order.
 

@@ -1,0 +1,77 @@
+"""Images that were made for another teacher are used with a warning that names both."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_teachers import two_convolutions
+
+import emptyset
+from emptyset.images.image_set import ImageSet
+from emptyset.images.image_source import StoredImages
+from emptyset.monitor import Monitor
+from emptyset.teachers.teacher import Teacher
+
+OTHER = "0123456789abcdef" * 4
+
+
+class Heard(Monitor):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    small = two_convolutions()
+    return replace(small, name="file:/home/me/net.pth", weights_hash="ab" * 32)
+
+
+def images(**entry: Any) -> ImageSet:
+    made = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    return ImageSet(made, history=({"stage": "synthesize", "method": "zeroq", **entry},))
+
+
+def warnings(teacher: Teacher, shown: Any, *methods: str) -> list[str]:
+    student, heard = emptyset.prepare(teacher, "w8a8"), Heard()
+    for method in methods:
+        emptyset.refine(student, shown, method, monitor=heard)
+    return [note for note in heard.notes if note.endswith("Make images for this teacher.")]
+
+
+def test_every_refiner_warns_and_one_run_warns_once(teacher: Teacher) -> None:
+    shown = images(teacher=OTHER, teacher_name="embedded:digits-resnet")
+    (warning,) = warnings(teacher, shown, "calibrate", "bias_correction")
+    assert "zeroq" in warning
+    assert "for embedded:digits-resnet with weights 0123456789ab" in warning
+    assert "teacher is file with weights abababababab" in warning
+    assert "/home" not in warning
+
+
+def test_older_images_name_the_weights_alone(teacher: Teacher) -> None:
+    (warning,) = warnings(teacher, images(teacher=OTHER), "calibrate")
+    assert "for a teacher with weights 0123456789ab" in warning
+
+
+def test_a_source_of_stored_images_warns_too(teacher: Teacher) -> None:
+    from emptyset.teachers.made_for import made_for_another
+
+    assert made_for_another(StoredImages(images(teacher=OTHER), seed=0), teacher) is not None
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [images(teacher="ab" * 32), images(), ImageSet(torch.zeros(4, 3, 8, 8))],
+    ids=["its own", "nothing told", "no history"],
+)
+def test_nothing_is_said_of_others(teacher: Teacher, shown: ImageSet) -> None:
+    assert warnings(teacher, shown, "calibrate") == []
+
+
+def test_a_made_set_says_for_which_teacher(teacher: Teacher) -> None:
+    made = emptyset.synthesize(teacher, "noise", 4)
+    assert made.history[0]["teacher"] == teacher.weights_hash
+    assert made.history[0]["teacher_name"] == "file"
