@@ -1,6 +1,6 @@
 """digits-mobilenet on integers with and without equalization, at 8 and at few bits.
 
-    python benchmarks/reconstruction_equalization.py [--bits w8a8,w4a8,w4a4] [--refine NAME,...]
+    python benchmarks/reconstruction_equalization.py [--bits w8a8,w2a4,...] [--refine NAME,...]
                                                      [--threads 2]
 
 Depthwise convolutions give channels of very different ranges, so this is where equalization should
@@ -27,7 +27,8 @@ from emptyset.images.image_set import ImageSet
 from emptyset.kept_states import KeepingMonitor
 from emptyset.monitor import SILENT
 from emptyset.recipe import hash_of
-from emptyset.recipe_by_bits import practical_recipe
+from emptyset.recipe_by_bits import practical_choice, practical_recipe
+from emptyset.teachers.cost import cost_of
 from emptyset.teachers.embedded import held_out_images_path
 from emptyset.teachers.teacher import Teacher
 
@@ -36,18 +37,19 @@ KEY = ("network", "bits", "equalize", "refine", "count", "threads")
 ABOUT = (
     "`python benchmarks/reconstruction_equalization.py`: plan `integer`, images of the practical",
     "recipe of the bits, seed 0; top-1 [%] of the file in ONNX Runtime on 797 scans, `kl` its",
-    "divergence from the float network there [nat]. `practical`: Genie-M and distillation as the",
-    "recipe has them (w8a8: calibration and bias correction).",
+    "divergence from the float network there [nat]. `practical`: what the recipe does to networks",
+    "with depthwise convolutions: at w8a8 calibration and bias correction, at w4a8 Genie-M, below",
+    "calibration, bias correction and training of the whole. The recipe equalizes at w8a8 only.",
 )
 EQUALIZATIONS = ("none", "weights", "activations")
 CALIBRATED: tuple[dict[str, Any], ...] = ({"method": "calibrate"},)
 CORRECTED = (*CALIBRATED, {"method": "bias_correction", "statistics": "empirical"})
 
 
-def refiners_of(name: str, bits: str) -> list[dict[str, Any]]:
+def refiners_of(name: str, bits: str, teacher: Teacher) -> list[dict[str, Any]]:
     """What follows equalization."""
     if name == "practical":
-        found = practical_recipe(bits).refine
+        found = practical_choice(practical_recipe(bits), cost_of(teacher)).data["refine"]
         return [section for section in found if section["method"] != "equalize"]
     return [dict(section) for section in {"calibrate": CALIBRATED, "corrected": CORRECTED}[name]]
 
@@ -76,7 +78,7 @@ def measure(cell: Row, teacher: Teacher, images: ImageSet) -> Row:
     start = time.perf_counter()
     if cell["equalize"] != "none":
         emptyset.refine(student, images, "equalize", balance=cell["equalize"])
-    for section in refiners_of(cell["refine"], cell["bits"]):
+    for section in refiners_of(cell["refine"], cell["bits"], teacher):
         settings = {key: value for key, value in section.items() if key != "method"}
         emptyset.refine(student, images, section["method"], **settings)
     seconds = time.perf_counter() - start

@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from layer_outputs import quantized_moments
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from emptyset.errors import ImagesError, NotCalibratedError, UnsupportedModelError
 from emptyset.graph.bias_range import keep_biases_in_int32
+from emptyset.graph.channel_chains import bias_of
 from emptyset.graph.layer_moments import float_moments
 from emptyset.graph.operators import layer_path, weighted_layers
+from emptyset.graph.residual_bodies import Tapped
 from emptyset.graph.student import Student, prepare
 from emptyset.monitor import State
 from emptyset.refiners.bias_correction import (
@@ -107,6 +109,38 @@ def test_empirically_no_layer_has_a_shift_left_on_the_images(plan: str, small: A
     with student.float_mode():
         expected = student.teacher.module(shown.images)
         torch.testing.assert_close(student(shown.images), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("plan", ["integer", "edges_8bit"])
+def test_no_layer_gives_a_larger_error_with_its_correction_than_without(
+    plan: str, small: Any
+) -> None:
+    """Everything before it is corrected either way."""
+
+    def error(layer: fx.Node) -> float:
+        with torch.no_grad():
+            (found,) = Tapped(student.program, [layer])(shown.images)[1]
+            with student.float_mode():
+                (wanted,) = Tapped(student.program, [layer])(shown.images)[1]
+        return float((found - wanted).square().mean())
+
+    student, shown = calibrated(small, small.Mobile(), plan=plan), small.images(24)
+    before = {layer_path(n): bias_of(student.program, n) for n in weighted_layers(student.program)}
+    before = {name: None if bias is None else bias.clone() for name, bias in before.items()}
+    correct(student, shown, statistics="empirical", batch_size=5)
+    better = 0
+    for layer in weighted_layers(student.program):
+        bias, old = bias_of(student.program, layer), before[layer_path(layer)]
+        assert bias is not None
+        corrected, kept = error(layer), bias.clone()
+        with torch.no_grad():
+            bias.copy_(torch.zeros_like(bias) if old is None else old)
+            alone = error(layer)
+            bias.copy_(kept)
+        # In plan `integer` a bias is a whole number of steps.
+        assert corrected <= alone * (1.001 if plan == "integer" else 1.00001)
+        better += corrected < 0.99 * alone
+    assert better > 1
 
 
 def test_analytically_the_shift_of_the_logits_becomes_smaller(small: Any) -> None:

@@ -38,7 +38,7 @@ class ReconstructionConfig:
             to files without a name in the folder TMPDIR (else /var/tmp), with the same result. On a
             GPU they take what is free of its memory.
         half_caches: Cache in bfloat16 before files are used. Results then differ a little, by how
-            much fits.
+            much fits; with files alone they never do, so it is off.
     """
 
     steps: int = 20_000

@@ -10,6 +10,7 @@ Differs from source:
       quantized layers before it give, and its own activations are not quantized while it learns.
     * What a layer reads is computed from what its block reads, so the layers before it in its block
       run again for it.
+    * Scales of weights come from the refiner `calibrate`, with exponent 2.4 (paper: squared error).
     * β falls in a line (released code of BRECQ and QDrop), not in AIMET's cosine.
 """
 

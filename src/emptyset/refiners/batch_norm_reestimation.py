@@ -11,6 +11,8 @@ Idea: a BatchNorm that saw the quantized network would make its output as wide a
 
     The factor goes into the weight and its scale alike, so no code changes, and rounding that was
     learnt stays. Layer after layer, each behind the corrected ones.
+    Statistics are matched, not outputs: a channel whose rounding error is large may become wider
+    though its squared error grows. `bias_correction` matches means alone and has no such case.
 Needs: a calibrated student with BatchNorm folded, and images.
 Differs from source: nothing known.
 """
@@ -51,7 +53,7 @@ class BatchNormReestimationConfig(MeasuringConfig):
     Attributes:
         layers: ``batch_norm``: layers that a BatchNorm was folded into; ``all``: the others too.
         blend: Share of the way from what is measured to what the float network has: 1 goes all the
-            way; less where the images are fewer than 256.
+            way. With fewer than 256 images means are uncertain: choose 0.3 or less.
         largest_factor: No channel is made wider or narrower by more than this factor. Ours.
     """
 

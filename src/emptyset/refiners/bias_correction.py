@@ -13,6 +13,8 @@ Idea: rounded weights ``W + ε`` move the mean of a layer's output by ``ε E[x]`
 ``weight_norms`` adds the other half of ACIQ's correction (Banner et al. 2019, arXiv:1810.05723):
     ``ξ = ‖W - E[W]‖ / ‖Ŵ - E[Ŵ]‖`` of every output channel goes into the weight's
     scale, codes unchanged.
+On the images that it measures no layer's squared error grows: the square of its mean is taken out
+    (``empirical``; nearly so where a bias is a whole number of steps).
 Needs: a calibrated student with BatchNorm folded; BatchNorm (analytic) or images (empirical).
 Differs from source: zero padding is counted (the image of the means is really convolved). ACIQ adds
     ``μ = E[W] - E[Ŵ]`` to the dequantized weights, which no integer code can express; the bias

@@ -11,7 +11,8 @@ Differs from source:
     * In a block of more than 12 layers these are learnt one by one and not weighted.
     * The stem's and the head's rounding is learnt, too (released: not the stem's).
     * Activation ranges are searched over all of the first images at once, not averaged over
-      batches.
+      batches, and where activations have both signs, each end by itself.
+    * Ranges are the best of 100 factors from 1 to 0.01 (released: of 80 from 1 to 0.21).
 """
 
 from dataclasses import dataclass
