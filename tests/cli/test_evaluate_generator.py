@@ -103,6 +103,7 @@ def test_a_generator_without_labels_is_pictured_and_says_what_is_missing(
     ("options", "said"),
     [
         (["--teacher", DIGITS, "--pair", "1,2"], "--pair: is for a generator's pictures"),
+        (["--teacher", DIGITS, "--per-class", "9"], "--per-class: is for a generator's pictures"),
         (["--teacher", DIGITS, "--limit", "5"], "--limit: is for images that are compared with"),
         (["--teacher", DIGITS, "--real", "x"], "there is no such file or folder of images"),
         (["--teacher", DIGITS, "--pair", "1", "--pictures", "p"], "two class numbers"),
@@ -118,6 +119,28 @@ def test_options_that_do_not_belong_together_are_refused(
     result = command("evaluate", generators["qimera"], *options)
     assert result.exit_code == 2, result.output
     assert said in result.stderr
+
+
+def test_the_map_has_as_many_images_of_a_class_as_asked_for(
+    generators: dict[str, Path], tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emptyset.evaluate import generator_pictures
+
+    drawn, whole = [], generator_pictures.generator_pictures
+
+    def watched(*given: Any, **named: Any) -> Any:
+        drawn.append(whole(*given, **named))
+        return drawn[-1]
+
+    monkeypatch.setattr(generator_pictures, "generator_pictures", watched)
+    result = command(
+        "evaluate", generators["qimera"], "--teacher", DIGITS, "--device", "cpu", "-q",
+        "--pairs", "1", "--per-class", "11", "--pictures", tmp_path / "p",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (pictures,) = drawn
+    assert len(pictures.feature_map.generated.places) == 10 * 11
+    assert len(pictures.feature_map.superposed.places) == 9 * 11
 
 
 def test_options_of_a_generator_are_refused_for_images(real: Path, command: Any) -> None:

@@ -308,6 +308,29 @@ def test_unlabelled_images_and_a_cross_entropy_exclude_each_other(teacher: Teach
         taught(teacher, make("zaq", teacher), **PUBLISHED, preset="gdfq")
 
 
+@pytest.mark.parametrize(
+    ("source", "settings", "said"),
+    [
+        ("qimera", {"preset": "zaq"}, True),
+        ("qimera", {"preset": "zaq", "cross_entropy": 0.1}, False),
+        ("zaq", {"preset": "zaq"}, False),
+        # Of their losses labels are no part, whatever the source.
+        ("qimera", {"preset": "ait"}, False),
+    ],
+)
+def test_labels_that_preset_zaq_does_not_learn_from_are_told_of(
+    source: str, settings: dict[str, Any], said: bool, teacher: Teacher
+) -> None:
+    class Heard(SilentMonitor):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    notes: list[str] = []
+    based = {"base": "zaq", "student_steps": 2} if source == "qimera" else {}
+    taught(teacher, make(source, teacher, **based), **PUBLISHED, monitor=Heard(), **settings)
+    assert any("cross_entropy 0.1" in note for note in notes) == said
+
+
 def test_zaq_learns_its_loss_from_stored_images_too(teacher: Teacher) -> None:
     random = torch.Generator().manual_seed(1)
     images = ImageSet(torch.randn(20, 3, 8, 12, generator=random))

@@ -83,6 +83,15 @@ def evaluate(
         str | None,
         typer.Option("--pair", metavar="A,B", help="Classes of the path that is pictured."),
     ] = None,
+    per_class: Annotated[
+        int | None,
+        typer.Option(
+            "--per-class",
+            metavar="N",
+            min=8,
+            help="Images of each class in a generator's map, and 9 N between classes; 100.",
+        ),
+    ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option("--pictures", metavar="DIR", help="Write a generator's pictures as PNG."),
@@ -109,6 +118,7 @@ def evaluate(
     """
     of_generator = {
         "--pairs": pairs, "--noise": noise, "--pair": pair, "--pictures": pictures, "--seed": seed,
+        "--per-class": per_class,
     }  # fmt: skip
     if teacher is None:
         only = {
@@ -134,6 +144,7 @@ def evaluate(
             GeneratorOptions(section, device or "auto", real, limit, report, pictures, seed or 0),
             boundary_settings(pairs, noise),
             path_pair(pair),
+            per_class,
             allow_pickle=allow_pickle,
             as_json=as_json,
             quiet=quiet,

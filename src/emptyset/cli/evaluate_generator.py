@@ -1,6 +1,6 @@
 """`emptyset evaluate GENERATOR --teacher T`: what lies between its classes, and beside it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,7 @@ def evaluate_generator(
     options: GeneratorOptions,
     settings: "BoundarySettings",
     pair: tuple[int, int] | None,
+    per_class: int | None = None,
     *,
     allow_pickle: bool,
     as_json: bool,
@@ -110,12 +111,14 @@ def evaluate_generator(
         options: What is read and written.
         settings: How boundaries are measured.
         pair: Classes of the path that is pictured.
+        per_class: Images of each class in the map, beside nine times as many between classes.
         allow_pickle: Run code that a checkpoint of the teacher holds.
         as_json: Print JSON.
         quiet: No progress.
 
     Raises:
-        RecipeError: If a pair is given and nothing is pictured, or a limit without real images.
+        RecipeError: If a pair or a number of images is given and nothing is pictured, or a limit
+            without real images.
         ImagesError: If the generator belongs to another teacher, or collapsed; or if there are
             fewer than 2 real images.
         UnsupportedModelError: If it makes images without labels, and nothing else is asked for.
@@ -140,6 +143,11 @@ def evaluate_generator(
             "--pair: is for a generator's pictures. Ask for them with --report FILE or "
             "--pictures DIR."
         )
+    if per_class is not None and not pictured:
+        raise RecipeError(
+            "--per-class: is for a generator's pictures. Ask for them with --report FILE or "
+            "--pictures DIR."
+        )
     if options.limit is not None and options.real is None:
         raise RecipeError(
             "--limit: is for images that are compared with real ones. Give these with --real DIR."
@@ -154,6 +162,10 @@ def evaluate_generator(
     require_pair(pair, source.generator.classes, teacher.name)
     if real is not None:
         require_counts(options.limit or DRAWN, len(real))
+    shown = PictureSettings(pair=pair)
+    if per_class is not None:
+        # As the paper's 1,000 and 9,000.
+        shown = replace(shown, per_class=per_class, superposed=9 * per_class)
     size = measurement.batch_size_for(teacher.input.shape)
     with shown_progress(quiet=quiet) as monitor:
         found = pictures = nearest = None
@@ -169,7 +181,7 @@ def evaluate_generator(
             pictures = generator_pictures(
                 source,
                 teacher,
-                PictureSettings(pair=pair),
+                shown,
                 real=real,
                 seed=options.seed,
                 batch_size=size,

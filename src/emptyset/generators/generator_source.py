@@ -2,8 +2,11 @@
 
 What makes it fast: the teacher's weights carry no gradients, its one forward serves the generator's
 loss and the student's distillation, generator and teacher run in bfloat16 where the hardware is
-faster so (statistics and losses in float32), tensors are channels-last, the step is compiled
-where that pays, and no lesson waits for the device.
+faster so (statistics and losses in float32), tensors are channels-last, the step is compiled where
+that pays, and no lesson waits for the device.
+
+The step of a source that asks the student runs as it is: its loss goes through the student between
+two parts of it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,6 +26,7 @@ from emptyset.generators.step import GeneratorStep, Watched
 from emptyset.generators.watched_teacher import WatchedTeacher
 from emptyset.images.image_set import Batch, ImageSet
 from emptyset.images.image_source import Disagreement, Fault, Lesson
+from emptyset.images.sending import sent
 from emptyset.inversion.batch_plan import require_count
 from emptyset.losses.first_fault import NEVER, never, noted
 from emptyset.monitor import SILENT, Monitor, State
@@ -329,4 +333,4 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _moved(drawn: Drawn, device: torch.device) -> Drawn:
-    return {name: value.to(device, non_blocking=True) for name, value in drawn.items()}
+    return {name: sent(value, device) for name, value in drawn.items()}

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from emptyset.images.sending import sent
+
 MIXINGS = ("none", "mixup", "cutmix", "mixup_images", "cutmix_images")
 # Behind a method: labels are not mixed, so mixed images have none.
 IMAGES_ONLY = "_images"
@@ -36,23 +38,16 @@ def mixed(
     device = images_NCHW.device
     order = torch.randperm(count, generator=generator)
     drawn = torch.rand(count, generator=generator)
-    partners = _sent(order, device)
+    partners = sent(order, device)
     if method == "mixup":
-        shares = _sent(drawn, device)
+        shares = sent(drawn, device)
         own = shares.view(-1, 1, 1, 1)
         return own * images_NCHW + (1 - own) * images_NCHW[partners], partners, shares
-    rows = _sent(_inside(height, drawn, generator), device)
-    columns = _sent(_inside(width, drawn, generator), device)
+    rows = sent(_inside(height, drawn, generator), device)
+    columns = sent(_inside(width, drawn, generator), device)
     box = (rows[:, :, None] & columns[:, None, :])[:, None]
     pasted = torch.where(box, images_NCHW[partners], images_NCHW)
     return pasted, partners, 1 - box.float().mean((1, 2, 3))
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """From the CPU to a device, without waiting for what a GPU still has to do before."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _inside(length: int, shares: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,8 @@
 
 A reconstruction: TexQ's paper and code could not be seen. What is known of it: energies of Laws'
 filters; real images have up to nine dominant ones, plainly made images a single one; θ_U = 0.3,
-ε = 0.015, k = 9. How these meet in a loss is ours.
+ε = 0.015, k = 9. How these meet in a loss is ours. θ_L = 0.5 is told too, but not
+what for, so it is not used.
 """
 
 import torch

@@ -75,7 +75,7 @@ from emptyset.refiners.course import (
 from emptyset.refiners.generator_ranges import follow_generator
 from emptyset.refiners.inundation import INUNDATIONS
 from emptyset.refiners.published_rates import note_compounding_ranges, note_folded_rates
-from emptyset.refiners.source_warm_up import require_labels, warmed_up
+from emptyset.refiners.source_warm_up import note_unused_labels, require_labels, warmed_up
 from emptyset.refiners.training import Training
 from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
 from emptyset.registry import refiners
@@ -369,6 +369,7 @@ class Distill:
             note_compounding_ranges(course, monitor)
         if live is not None:
             require_labels(live, course)
+            note_unused_labels(live, course, monitor)
         calibrated, calibrate = not student.without_ranges(), refiners.get("calibrate")
         refiner = calibrate.make(calibrate.config())
         if course.learned and live is not None:

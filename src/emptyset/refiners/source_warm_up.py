@@ -26,6 +26,22 @@ def require_labels(source: LiveSource, course: Course) -> None:
         raise ImagesError(NO_LABELS)
 
 
+def note_unused_labels(source: LiveSource, course: Course, monitor: Monitor) -> None:
+    """Say that the images have labels and that preset zaq, made for none, does not learn from them.
+
+    Args:
+        source: Beside the student.
+        course: What it is to learn.
+        monitor: Hears of it.
+    """
+    # Of the others' losses without a cross entropy, AIT's and AdaSG's, that is the point.
+    if source.labelled and course.cross_entropy == 0 and course.logit_distance > 0:
+        monitor.note(
+            "distill: this source's images have labels, and the student does not learn from them: "
+            "preset 'zaq' is for images without. Qimera on ZAQ has cross_entropy 0.1."
+        )
+
+
 def warmed_up(
     source: LiveSource, course: Course, *, seed: int, monitor: Monitor, draw: bool
 ) -> ImageSet | None:
