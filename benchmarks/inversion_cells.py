@@ -88,6 +88,8 @@ IMAGES = {
     "dffg": Images("dffg", 5120),
     # ZeroQ on statistics of the batch, with cross-entropy on random labels, converged.
     "zeroq+il": Images("zeroq", 1280, {**_IL, "learning_rate": 0.1, "clip": True}),
+    # ZeroQ as published, one batch to calibrate with.
+    "zeroq 64": Images("zeroq", 64),
     # The same on the cosine spectrum.
     "spectrum": Images("zeroq", 1280, {**_IL, "learning_rate": 0.05, "spectrum": 1.0}),
     "spectrum 1.5": Images("zeroq", 1280, {**_IL, "learning_rate": 0.05, "spectrum": 1.5}),

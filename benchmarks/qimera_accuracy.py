@@ -12,6 +12,7 @@ confusing, and their thresholds, stand in `results/qimera_confusing_classes_*.js
 
 import argparse
 import json
+from dataclasses import replace
 from typing import Any
 
 import qimera_cells as cells
@@ -19,6 +20,7 @@ import shared_networks as shared
 import torch
 from inversion_accuracy import float_top1_of, folder_of, images_of, top1, watched_training
 from kept_rows import RESULTS, Row, Table, claimed
+from qimera_published import grid_summary, published
 
 import emptyset
 from emptyset import generation
@@ -26,6 +28,7 @@ from emptyset.cli.freed_memory import keep_freed_memory
 from emptyset.errors import CollapseError
 from emptyset.evaluate.class_boundary import class_boundary
 from emptyset.generators.generator_file import save_generator
+from emptyset.graph.student import Student
 from emptyset.images.image_set import ImageSet
 from emptyset.refiners.distill import DistillConfig
 from emptyset.teachers.teacher import Teacher
@@ -42,43 +45,65 @@ def measure(cell: cells.Cell) -> Row:
     test = shared.labelled_images(cell.network)
     about = cells.SOURCES[cell.source]
     strict = {"strict": True} if cell.network in cells.STRICT else {}
-    ours = cell.recipe not in cells.LESSONS
+    ours = cell.recipe in (cells.OURS, cells.TENTH)
     student = emptyset.prepare(
         teacher, cell.bits, plan="every_layer", batch_norm="fold" if ours else "frozen", **strict
     )
-    folder = folder_of("qimera", *(getattr(cell, name) for name in KEY))
-    source = images = None if about.method else _stored(cell, teacher)
-    beside: Row = {}
-    if about.method:
-        source = generation.source(teacher, about.method, seed=cell.seed, **cell.source_settings())  # type: ignore[assignment]
-    elif ours:
-        first = images.subset(torch.arange(1024))  # type: ignore[union-attr]
-        emptyset.refine(student, first, seed=cell.seed)
-        if cell.recipe == cells.TENTH:
-            emptyset.refine(student, first, "genie", seed=cell.seed, steps=1000, patience=5)
-    shown: Any = source
-    if cell.source in cells.BESIDE:
-        shown, beside = _with_real(cell, teacher, source)
-    config = DistillConfig(**cell.distill_settings())
-    seconds, seen = watched_training(config, student, shown, cell.seed, test, folder)
-    float_top1, last = float_top1_of(teacher, cell.network, test), top1(student, test)
+    float_top1 = float_top1_of(teacher, cell.network, test)
     row = {
         **{name: getattr(cell, name) for name in KEY},
         "protocol": "every_layer" + (", strict" if strict else ""),
         "float_inputs": len(student.float_inputs), "float_top1": round(float_top1, 2),
-        "last": round(last, 2), "lost": round(float_top1 - last, 2),
-        "best": round(max([last, *seen.values()]), 2),
-        "lessons": cell.distill_settings()["steps"], "batch": config.batch_size,
-        "seconds": round(seconds), **beside,
     }  # fmt: skip
+    if cell.recipe == cells.CALIBRATED:
+        extremes = {"weight_range": "min_max", "activation_range": "min_max"}
+        emptyset.refine(student, _stored(cell.source, cell, teacher), **extremes)
+        return row | _worth(float_top1, top1(student, test))
+    folder = folder_of("qimera", *(getattr(cell, name) for name in KEY))
+    shown: Any
+    source: Any = None
+    beside: Row = {}
+    if about.method:
+        shown = source = generation.source(
+            teacher, about.method, seed=cell.seed, **cell.source_settings()
+        )
+    else:
+        shown = _stored(cell.source, cell, teacher)
+    if cell.recipe == cells.TENTH or (ours and source is None):
+        images = shown if source is None else _stored("harvested spectrum", cell, teacher)
+        _fit(student, images.subset(torch.arange(1024)), cell)
+    if cell.source in cells.BESIDE:
+        shown, beside = _with_real(cell, teacher, source)
+    config = DistillConfig(**cell.distill_settings())
+    row |= {"lessons": config.steps, "batch": config.batch_size, **beside}
+    try:
+        seconds, seen = watched_training(config, student, shown, cell.seed, test, folder)
+    except CollapseError as fault:
+        print(fault, flush=True)
+        return row | {"last": "diverged"}
+    row |= _worth(float_top1, top1(student, test), *seen.values()) | {"seconds": round(seconds)}
     return row | (_between_classes(source, teacher, folder) if about.method else {})
 
 
-def _stored(cell: cells.Cell, teacher: Teacher) -> ImageSet:
+def _fit(student: Student, images: ImageSet, cell: cells.Cell) -> None:
+    """Ranges, and for the short training blocks too."""
+    emptyset.refine(student, images, seed=cell.seed)
+    if cell.recipe == cells.TENTH:
+        emptyset.refine(student, images, "genie", seed=cell.seed, steps=1000, patience=5)
+
+
+def _worth(float_top1: float, last: float, *seen: float) -> Row:
+    return {
+        "last": round(last, 2), "lost": round(float_top1 - last, 2),
+        "best": round(max(last, *seen) if seen else last, 2),
+    }  # fmt: skip
+
+
+def _stored(name: str, cell: cells.Cell, teacher: Teacher) -> ImageSet:
     """Real training images, or those of the inversion tables."""
-    if cell.source == "real 5120":
+    if name.startswith("real 5120"):
         return shared.training_images(cell.network, REAL)
-    return images_of(cell.network, teacher, cell.source, cell.seed)[0]
+    return images_of(cell.network, teacher, name, cell.seed)[0]
 
 
 def _with_real(cell: cells.Cell, teacher: Teacher, source: Any) -> tuple[Any, Row]:
@@ -120,22 +145,35 @@ def main() -> None:
     # As the command line does.
     keep_freed_memory()
     torch.set_flush_denormal(True)
-    table = Table(
-        f"qimera_{options.table}", KEY, cells.TITLES[options.table], cells.ABOUT[options.table]
-    )
+    table = table_of(options.table)
     for cell in cells.TABLES[options.table]:
         if options.only not in cell.describe() or table.has(vars(cell)):
             continue
         print(cell.describe(), flush=True)
         if options.list or not claimed(folder_of("qimera", *(getattr(cell, name) for name in KEY))):
             continue
-        try:
-            row = _in_another_table(cell, options.table) or measure(cell)
-        except CollapseError as fault:
-            print(fault, flush=True)
-            row = {name: getattr(cell, name) for name in KEY} | {"last": "diverged"}
+        row = _in_another_table(cell, options.table) or measure(cell)
         print(row, flush=True)
-        table.write(row)
+        write(options.table, row)
+
+
+def table_of(name: str) -> Table:
+    """One of the tables, with what its rows come to."""
+    about = list(cells.ABOUT[name])
+    table = Table(f"qimera_{name}", KEY, cells.TITLES[name], about)
+    if name != "grid":
+        return table
+    return replace(table, about=[*about, "", *grid_summary(table.rows())])
+
+
+def write(name: str, row: Row) -> None:
+    """Keep a row, what the paper reports beside it."""
+    # Recipes of ours are not the paper's.
+    if row["recipe"] not in (cells.OURS, cells.TENTH):
+        row = row | published(row["network"], row["source"], row["bits"])
+    table_of(name).write(row)
+    # The summary counts the new row too.
+    table_of(name).write()
 
 
 def _in_another_table(cell: cells.Cell, own: str) -> Row | None:
@@ -147,6 +185,22 @@ def _in_another_table(cell: cells.Cell, own: str) -> Row | None:
         for row in json.loads(path.read_text(encoding="utf-8")):
             if all(row[key] == getattr(cell, key) for key in KEY):
                 return dict(row)
+    if cell.recipe == cells.OURS and not cells.SOURCES[cell.source].method:
+        return _of_inversion(cell)
+    return None
+
+
+def _of_inversion(cell: cells.Cell) -> Row | None:
+    """The same training on stored images, from the inversion tables."""
+    path, steps = RESULTS / "inversion_accuracy.json", cell.distill_settings()["steps"]
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        told = tuple(row[name] for name in ("network", "images", "bits", "recipe", "seed"))
+        if told == (cell.network, cell.source, cell.bits, "learned", cell.seed):
+            if row["updates"] != steps:
+                continue
+            same = ("protocol", "float_inputs", "float_top1", "last", "lost", "best", "batch")
+            key = {name: getattr(cell, name) for name in KEY}
+            return key | {name: row[name] for name in same} | {"lessons": steps}
     return None
 
 
