@@ -152,10 +152,15 @@ class _Moments(torch.autograd.Function):
         slope = 2.0 * to_square
         constant = to_shift - slope * centre
         gradient = torch.empty_like(features)
+        # Compilers choose themselves where values lie in between.
+        at_once = features.dtype == slope.dtype and not torch.compiler.is_compiling()
         step = _images_at_once(features)
         parts = (torch.split(x, step) for x in (features, slope, constant, gradient))
         for part, slope_part, constant_part, gradient_part in zip(*parts, strict=True):
             # Not addcmul: with 16 channels it takes ten times as long on a CPU.
+            if at_once:
+                torch.mul(part, slope_part, out=gradient_part).add_(constant_part)
+                continue
             wide = part.to(slope.dtype, copy=True).mul_(slope_part).add_(constant_part)
             gradient_part.copy_(wide)
         return gradient, None
