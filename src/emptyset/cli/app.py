@@ -5,7 +5,6 @@ not compute what was simulated · 4 below `--min-agreement` · 5 the output fold
 130 interrupted.
 """
 
-import os
 import sys
 from typing import Annotated, Any
 
@@ -30,6 +29,7 @@ from emptyset.cli.computing import Computing
 from emptyset.cli.freed_memory import keep_freed_memory
 from emptyset.cli.output import say
 from emptyset.cli.quiet import quieten_imports
+from emptyset.cli.waiting_threads import wait_briefly
 from emptyset.errors import EmptysetError
 
 INTERRUPTED = 130
@@ -113,9 +113,7 @@ app.command("teachers")(teachers.teachers)
 
 def main() -> None:
     """Entry point of the program."""
-    # Waiting threads of OpenMP spin; where another program wants the core, each step then waits for
-    # a whole time slice (seen: 25 s instead of 3 s). Read when torch is imported, so set before.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_briefly()
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         # Tables and bars hold × and −; a terminal without UTF-8 shows `?` instead of failing.
