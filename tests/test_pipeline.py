@@ -146,3 +146,16 @@ def test_unknown_methods_name_the_nearest() -> None:
         pipeline.select(images([0, 1]), TEACHER, "energi")
     with pytest.raises(UnknownNameError, match="Did you mean 'integer'"):
         pipeline.prepare(TEACHER, plan="integr")
+
+
+def test_a_teacher_in_training_mode_is_measured_as_in_eval_mode_and_stays_as_it_was() -> None:
+    teacher = two_convolutions()
+    shown = ImageSet(torch.randn(9, 3, 8, 12, generator=torch.Generator().manual_seed(2)))
+    with torch.no_grad():
+        expected = teacher.module(shown.images)
+    teacher.module.train()
+    before = {name: value.clone() for name, value in teacher.module.state_dict().items()}
+    torch.testing.assert_close(measurement.predictor(teacher)(shown.images), expected)
+    found = teacher.module.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in before.items())
+    assert all(module.training for module in teacher.module.modules())

@@ -1,5 +1,6 @@
 """What a quantized network lost against its teacher, on images that it was not fitted to."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,7 +97,11 @@ def predictor(network: "Student | Teacher | Path | str | Predict") -> Predict:
 
         return OnnxClassifier(Path(network))
     if isinstance(network, Teacher):
-        return _on_its_device(network.module, network.example(1).device)
+        module = network.module
+        if any(part.training for part in module.modules()):
+            # BatchNorm would follow what it is shown; how the network stands is the caller's.
+            module = copy.deepcopy(module).eval()
+        return _on_its_device(module, network.example(1).device)
     teacher = getattr(network, "teacher", None)
     if isinstance(teacher, Teacher):
         return _on_its_device(network, teacher.example(1).device)

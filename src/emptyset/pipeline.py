@@ -11,11 +11,12 @@ import torch
 
 from emptyset.errors import ImagesError, RecipeError
 from emptyset.images.image_set import ImageSet
+from emptyset.images.image_source import Images
 from emptyset.images.no_images import NO_IMAGES
 from emptyset.monitor import SILENT, Monitor
 from emptyset.registry import plans, refiners, selectors, synthesizers
 from emptyset.settings import checked_config
-from emptyset.teachers.made_for import made_for_another
+from emptyset.teachers.made_for import made_for_another, require_own_source
 from emptyset.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -294,6 +295,13 @@ def refine(
         raise ImagesError(
             "refine: expected a set of images, got a Tensor. Put it, (N, C, H, W) in "
             "normalised units, into one: emptyset.ImageSet(tensor)."
+        )
+    require_own_source(given, student.teacher)
+    looks = getattr(refiner, "needs_images", lambda: True)()
+    if looks and not isinstance(given, Images) and not hasattr(refiner, "takes_source"):
+        raise ImagesError(
+            f"{method}: expected a set of images. Got {type(given).__name__}. Draw a set from it "
+            "first: source.drawn(count, seed=...)."
         )
     warning = made_for_another(given, student.teacher)
     if warning is not None and warning not in student.warned:

@@ -143,6 +143,15 @@ def test_the_map_has_as_many_images_of_a_class_as_asked_for(
     assert len(pictures.feature_map.superposed.places) == 9 * 11
 
 
+def test_without_a_teacher_it_says_what_is_missing(
+    generators: dict[str, Path], command: Any
+) -> None:
+    result = command("evaluate", generators["qimera"])
+    assert result.exit_code == 5
+    assert "is a generator, not a run" in result.stderr
+    assert "--teacher TEACHER" in result.stderr
+
+
 def test_options_of_a_generator_are_refused_for_images(real: Path, command: Any) -> None:
     result = command("evaluate", real, "--teacher", DIGITS, "--pictures", "p")
     assert result.exit_code == 2

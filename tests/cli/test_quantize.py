@@ -4,8 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from emptyset.job.restored import restore
+from emptyset.teachers.embedded import held_out_images_path
 
 DIGITS = "embedded:digits-resnet"
 
@@ -88,6 +92,24 @@ def test_overwrite_keeps_the_stages_that_do_not_change(
     assert "images" not in told["done"]
     assert {"student", "export"} <= set(told["done"])
     assert told["metrics"]["plan"]["bits"] == "w4a8"
+
+
+def test_overwritten_with_given_images_nothing_of_the_made_ones_is_looked_at(
+    own_run: Path, tmp_path: Path, command: Any
+) -> None:
+    data = np.load(held_out_images_path())
+    given = tmp_path / "given.npz"
+    np.savez(given, images=data["images"][:40], labels=data["labels"][:40])
+    assert (own_run / "images" / "images.safetensors").is_file()
+    result = command(
+        "quantize", DIGITS, "--bits", "w8a8", "--images", given, "--device", "cpu",
+        "--out", own_run, "--overwrite",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert not (own_run / "images" / "images.safetensors").exists()
+    checked = command("check", own_run, "--json")
+    assert checked.exit_code == 0, checked.output
+    assert restore(own_run).fitted_images(None).layout != "image set"
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ def test_options_go_where_they_belong() -> None:
         ({"budgt": {"seconds": 3.0}}, "Did you mean 'budget'"),
         ({"synthesize": {"method": "zeroq"}}, "under `methods`"),
         ({"images": "photos"}, "under `real`"),
+        ({"evaluate": {"images": "y"}}, "judges on `labelled`. Write that"),
         ({"count": 1}, "at least 2"),
         ({"plan": {"bits": "w9"}}, "plan.bits"),
         ({"refine": [{"method": "calibrat"}]}, "Did you mean 'calibrate'"),

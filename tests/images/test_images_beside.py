@@ -63,9 +63,13 @@ def test_the_first_images_are_stored_ones_and_the_source_learns_as_alone(teacher
     assert all(torch.equal(kept[name], wanted[name]) for name in kept)
 
 
-def test_hard_labels_stand_beside_soft_ones(teacher: Teacher) -> None:
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_hard_labels_stand_beside_soft_ones(dtype: torch.dtype, teacher: Teacher) -> None:
     source = make("qimera", teacher, superposed_share=1.0, superposed_classes=3)
-    lesson = beside(source, real(teacher)).next_batch(10)
+    images = real(teacher)
+    assert images.targets is not None
+    images = ImageSet(images.images, images.targets.to(dtype))
+    lesson = beside(source, images).next_batch(10)
     assert lesson.targets is not None
     assert lesson.targets.shape == (10, CLASSES)
     labels = [int(v - 10) % CLASSES for v in lesson.images[:3, 0, 0, 0].tolist()]

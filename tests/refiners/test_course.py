@@ -74,6 +74,9 @@ def test_presets_are_the_published_numbers(teacher: Teacher) -> None:
     assert (texq.mixing, texq.cross_entropy, texq.kd_reduction) == ("mixup_images", 0, "batch_mean")
     own = DistillConfig(preset="gdfq", milestones=(0.5,)).course(BITS)
     assert [own.share_of_rate(n) for n in (39_999, 40_000)] == pytest.approx([1, 0.1])
+    # A tenth of 1,000 is 100; the nearest binary fraction is a little more than a tenth.
+    own = DistillConfig(preset="gdfq", steps=1000, warm_up=0.05, milestones=(0.1,)).course(BITS)
+    assert [own.share_of_rate(n) for n in (99, 100)] == pytest.approx([1, 0.1])
 
 
 def test_beside_a_source_the_learned_preset_waits_for_it(teacher: Teacher) -> None:

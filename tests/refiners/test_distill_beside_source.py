@@ -309,6 +309,24 @@ def test_unlabelled_images_and_a_cross_entropy_exclude_each_other(teacher: Teach
 
 
 @pytest.mark.parametrize(
+    ("held_out", "judge", "said"), [(0, None, True), (8, None, False), (0, lambda _: 1.0, False)]
+)
+def test_a_best_student_that_nothing_can_tell_is_told_of(
+    held_out: int, judge: Any, said: bool, teacher: Teacher
+) -> None:
+    class Heard(SilentMonitor):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    notes: list[str] = []
+    taught(
+        teacher, make("gdfq", teacher), **PUBLISHED, preset="gdfq", keep="best",
+        held_out=held_out, evaluate=judge, monitor=Heard(),
+    )  # fmt: skip
+    assert any("keep is 'best'" in note for note in notes) == said
+
+
+@pytest.mark.parametrize(
     ("source", "settings", "said"),
     [
         ("qimera", {"preset": "zaq"}, True),

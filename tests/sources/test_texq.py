@@ -246,3 +246,10 @@ def test_without_batch_norm_the_advice_names_every_term_that_needs_it() -> None:
     with pytest.raises(UnsupportedModelError, match="Set centre_weight to 0"):
         TexQ(without).source(plain, seed=0)
     assert TexQ(replace(without, centre_weight=0.0)).source(plain, seed=0).next_batch(BATCH)
+
+
+def test_centres_alone_may_shape_the_images() -> None:
+    alone = {"label_weight": 0.0, "statistics_weight": 0.0}
+    assert TexQConfig(**alone).centre_weight == 0.02
+    with pytest.raises(ValueError, match="are all 0: nothing shapes the images"):
+        TexQConfig(**alone, centre_weight=0.0)

@@ -8,8 +8,10 @@ import torch
 from small_teachers import two_convolutions
 
 import emptyset
+from emptyset.errors import ImagesError, RecipeError
 from emptyset.images.image_set import ImageSet
 from emptyset.images.image_source import StoredImages
+from emptyset.images.images_beside import WithImagesBeside
 from emptyset.monitor import Monitor
 from emptyset.teachers.teacher import Teacher
 
@@ -28,6 +30,10 @@ class Heard(Monitor):
 def teacher() -> Teacher:
     small = two_convolutions()
     return replace(small, name="file:/home/me/net.pth", weights_hash="ab" * 32)
+
+
+def labelled() -> ImageSet:
+    return ImageSet(torch.zeros(6, 3, 8, 12), torch.arange(6) % 5)
 
 
 def images(**entry: Any) -> ImageSet:
@@ -75,3 +81,19 @@ def test_a_made_set_says_for_which_teacher(teacher: Teacher) -> None:
     made = emptyset.synthesize(teacher, "noise", 4)
     assert made.history[0]["teacher"] == teacher.weights_hash
     assert made.history[0]["teacher_name"] == "file"
+
+
+def test_a_source_of_another_teacher_is_refused(teacher: Teacher) -> None:
+    source = emptyset.source(teacher, "gdfq", latent=6, widths=(5, 4))
+    beside = WithImagesBeside(source, labelled(), classes=5, share=0.3, seed=0)
+    other = replace(teacher, weights_hash="cd" * 32)
+    for shown in (source, beside):
+        with pytest.raises(RecipeError, match=r"gdfq.* for file with weights abab.*weights differ"):
+            emptyset.refine(emptyset.prepare(other, "w4a4"), shown, "distill", steps=4)
+    emptyset.refine(emptyset.prepare(teacher, "w4a4"), source, "distill", steps=4, batch_size=4)
+
+
+def test_a_source_where_a_set_is_wanted_is_refused_with_what_to_do(teacher: Teacher) -> None:
+    source = emptyset.source(teacher, "gdfq", latent=6, widths=(5, 4))
+    with pytest.raises(ImagesError, match=r"calibrate: .* Got GeneratorSource. Draw a set"):
+        emptyset.refine(emptyset.prepare(teacher, "w4a4"), source, "calibrate")

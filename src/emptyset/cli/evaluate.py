@@ -185,6 +185,11 @@ def _evaluate_run(run: Path, images: Path | None, *, as_json: bool, quiet: bool)
             f"{run}: holds images, not a run. To judge images, name the network that judges them: "
             "--teacher TEACHER."
         )
+    if holds_generator(run):
+        raise RunFolderError(
+            f"{run}: is a generator, not a run. To judge it, name the network that it was trained "
+            "for: --teacher TEACHER."
+        )
     restored = restore(run)
     shown, described = restored.judged_images(images)
     student = restored.student

@@ -102,6 +102,7 @@ def synthesize(
             trained = generation.generator_from(generator, loaded)
             card = generation.draw_to(out, trained, count, seed=recipe.seed, per_shard=shards)
         show_card(card, out, as_json=as_json)
+        _tell_beyond_pixels(out, loaded)
         return
     inputs = [recipe.hash(), loaded.weights_hash]
     partial = out / ".partial" / hash_of(inputs)[:12]

@@ -225,6 +225,10 @@ def _refuse_strangers(data: Mapping[str, Any], places: Places) -> None:
     own = list(Comparison.model_fields)
     shared = [name for name in Recipe.model_fields if name not in (*own, *_OF_A_ROW)]
     for key in data:
+        evaluate = data.get("evaluate")
+        if key == "evaluate" and isinstance(evaluate, Mapping) and "images" in evaluate:
+            text = "a comparison names the images that it judges on `labelled`. Write that."
+            raise RecipeError(complaint((key, "images"), places, text))
         if key in own or key in shared:
             continue
         known = own + shared

@@ -63,11 +63,22 @@ def _checked_card(path: Path, text: str) -> dict[str, Any]:
     for name, (kind, words) in _ENTRIES.items():
         if name not in card:
             raise _damaged(path, f"'{name}' is missing")
-        if not isinstance(card[name], kind):
+        # To Python a truth value is a number.
+        if not isinstance(card[name], kind) or isinstance(card[name], bool):
             raise _damaged(path, f"'{name}' must be {words}, and is {card[name]!r}")
+    for name in ("mean", "std"):
+        values = card.get(name, [])
+        if not isinstance(values, list) or not all(_is_number(v) for v in values):
+            raise _damaged(path, f"'{name}' must be a list of numbers, and is {values!r}")
+    if not 0 <= card["seed"] < 1 << 63:
+        raise _damaged(path, f"'seed' must be a number from 0 to 2**63, and is {card['seed']}")
     if card["batch_size"] < 2:
         raise _damaged(path, f"'batch_size' must be at least 2, and is {card['batch_size']}")
     return card
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _damaged(path: Path, what: str) -> ImagesError:

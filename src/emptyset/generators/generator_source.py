@@ -10,6 +10,7 @@ two parts of it.
 """
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -303,7 +304,9 @@ class GeneratorSource:
 
     def _set_rate(self, number: int) -> None:
         config = self.method.config
-        passed = [m for m in config.milestones if self._total and number >= m * self._total]
+        # As decimals: 0.1 of 1,000 lessons are 100, which the nearest binary fraction exceeds.
+        shares = [Fraction(str(m)) for m in config.milestones]
+        passed = [m for m in shares if self._total and number >= m * self._total]
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * DECAY ** len(passed)
 

@@ -44,7 +44,7 @@ class BeyondPixels:
             f"{share:.0%} of the images' values lie beyond black or white. The input of a "
             "quantized network ends there, so it sees other images than its teacher, and what is "
             "measured on them says little. Methods with a setting 'clip' keep them inside with "
-            "clip=true."
+            "clip=true; generators have none."
         )
 
 

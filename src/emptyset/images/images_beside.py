@@ -108,7 +108,7 @@ class WithImagesBeside:
         """Class indices as probabilities ``(N, K)``; probabilities as they are."""
         if targets.dim() > 1:
             return targets
-        hot = torch.nn.functional.one_hot(targets, self._classes)
+        hot = torch.nn.functional.one_hot(targets.long(), self._classes)
         return hot.to(like.dtype if like.is_floating_point() else torch.float32)
 
     def learn_from(self, outcome: Disagreement) -> None:

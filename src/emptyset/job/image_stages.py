@@ -58,10 +58,9 @@ class KnownImages:
 def fitted_images(context: RunContext) -> KnownImages:
     """The images that the student is fitted to: made, or the recipe's; selected where asked."""
     recipe = context.recipe
+    if recipe.images is not None:
+        _discard_made(context)
     if recipe.images == NONE:
-        if context.folder.record("images") is not None:
-            # Of the recipe that was here before.
-            context.folder.discard("run", "images", "select", "judged", "image_quality")
         probes = probes_of(recipe, context.teacher.input)
         return KnownImages(probes, ["none", recipe.seed], PROBES, probes=True)
     if recipe.images is not None:
@@ -71,6 +70,13 @@ def fitted_images(context: RunContext) -> KnownImages:
         place = BEFORE_SELECTION if recipe.select else IMAGES
         found = _made(context, "images", recipe.synthesize, recipe.seed, place)
     return _selected(context, found) if recipe.select else found
+
+
+def _discard_made(context: RunContext) -> None:
+    """Images that a recipe that was here before had made or chosen are not this one's."""
+    stages = ["images", "judged"] + ["select"] * (not context.recipe.select)
+    if any(context.folder.record(stage) is not None for stage in stages):
+        context.folder.discard("run", "images", "select", "judged", "image_quality")
 
 
 def _given(context: RunContext, given: str) -> KnownImages:

@@ -75,7 +75,7 @@ from emptyset.refiners.course import (
 from emptyset.refiners.generator_ranges import follow_generator
 from emptyset.refiners.inundation import INUNDATIONS
 from emptyset.refiners.published_rates import note_compounding_ranges, note_folded_rates
-from emptyset.refiners.source_warm_up import note_unused_labels, require_labels, warmed_up
+from emptyset.refiners.source_warm_up import NotesAlone, note_doubts, require_labels, warmed_up
 from emptyset.refiners.training import Training
 from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
 from emptyset.registry import refiners
@@ -270,7 +270,7 @@ class DistillConfig:
         shares = (
             tuple(Fraction(m, own.epochs) for m in own.milestones)
             if self.milestones is None
-            else tuple(Fraction(m) for m in self.milestones)
+            else tuple(Fraction(str(m)) for m in self.milestones)
         )
         return Course(
             learned=own.learned,
@@ -367,15 +367,15 @@ class Distill:
         if not course.learned:
             note_folded_rates(student, self.config.preset, monitor)
             note_compounding_ranges(course, monitor)
+        note_doubts(live, course, monitor, judged=evaluate is not None)
         if live is not None:
             require_labels(live, course)
-            note_unused_labels(live, course, monitor)
         calibrated, calibrate = not student.without_ranges(), refiners.get("calibrate")
         refiner = calibrate.make(calibrate.config())
         if course.learned and live is not None:
             made = warmed_up(live, course, seed=seed, monitor=monitor, draw=not calibrated)
             if made is not None:
-                refiner.refine(student, made, seed=seed)
+                refiner.refine(student, made, seed=seed, monitor=NotesAlone(monitor))
         elif course.learned and not calibrated:
             if not isinstance(images, Images):
                 raise NotCalibratedError(

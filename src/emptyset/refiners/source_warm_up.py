@@ -7,7 +7,7 @@ import torch
 from emptyset.errors import CollapseError, ImagesError
 from emptyset.images.image_set import ImageSet
 from emptyset.images.image_source import LiveSource
-from emptyset.monitor import Monitor, State
+from emptyset.monitor import Monitor, SilentMonitor, State
 from emptyset.refiners.course import Course
 from emptyset.refiners.student_losses import NO_LABELS
 
@@ -26,19 +26,40 @@ def require_labels(source: LiveSource, course: Course) -> None:
         raise ImagesError(NO_LABELS)
 
 
-def note_unused_labels(source: LiveSource, course: Course, monitor: Monitor) -> None:
-    """Say that the images have labels and that preset zaq, made for none, does not learn from them.
+class NotesAlone(SilentMonitor):
+    """For a small part of a whole: its progress is not told, and nothing of it kept."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def note(self, message: str) -> None:
+        """Pass it on."""
+        self._monitor.note(message)
+
+
+def note_doubts(
+    source: LiveSource | None, course: Course, monitor: Monitor, *, judged: bool
+) -> None:
+    """Say of labels that are not learnt from, and of a best student that cannot be told.
 
     Args:
-        source: Beside the student.
+        source: Beside the student, if any.
         course: What it is to learn.
         monitor: Hears of it.
+        judged: Whether the caller judges the student.
     """
     # Of the others' losses without a cross entropy, AIT's and AdaSG's, that is the point.
-    if source.labelled and course.cross_entropy == 0 and course.logit_distance > 0:
+    unused = course.cross_entropy == 0 and course.logit_distance > 0
+    if source is not None and source.labelled and unused:
         monitor.note(
             "distill: this source's images have labels, and the student does not learn from them: "
             "preset 'zaq' is for images without. Qimera on ZAQ has cross_entropy 0.1."
+        )
+    if course.keep == "best" and not judged and (source is None or course.held_out == 0):
+        monitor.note(
+            "distill: keep is 'best', and there are no images to tell which student that is, so "
+            "the last one is the result. Beside a source set held_out to 2 or more; on stored "
+            "images Distill.refine takes a function that judges."
         )
 
 

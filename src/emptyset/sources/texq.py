@@ -17,6 +17,7 @@ Reconstruction: neither paper nor code could be seen. Reported: the three stages
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -65,6 +66,10 @@ class TexQConfig(UpsampledGeneratorConfig):
         centre_batch: Most classes whose images are made together; as many fit into memory.
     """
 
+    shaping: ClassVar[tuple[str, ...]] = (
+        "label_weight", "statistics_weight", "centre_weight",
+    )  # fmt: skip
+
     statistics_weight: float = 0.4
     centre_weight: float = 0.02
     centres: str = "own"
@@ -84,7 +89,7 @@ class TexQConfig(UpsampledGeneratorConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_not_negative(
-            self, "centre_weight", "centre_label_weight", "shallow_weight", "deep_weight",
+            self, "centre_label_weight", "shallow_weight", "deep_weight",
             "texture_weight", "centre_minimum_rate",
         )  # fmt: skip
         require_positive(self, "centre_steps", "centre_learning_rate", "centre_patience")

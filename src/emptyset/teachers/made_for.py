@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from emptyset.errors import RecipeError
 from emptyset.teachers.teacher import Teacher
 
 
@@ -26,3 +27,31 @@ def made_for_another(images: Any, teacher: Teacher) -> str | None:
             f"{own[:12]}. Make images for this teacher."
         )
     return None
+
+
+def require_own_source(source: Any, teacher: Teacher) -> None:
+    """Refuse a live source of another teacher: it also says what the teacher says of its images.
+
+    Args:
+        source: With a ``card``, or around another ``source`` that has one; of others nothing is
+            known.
+        teacher: Of the student that is to learn beside it.
+
+    Raises:
+        RecipeError: If weights or normalisation differ.
+    """
+    while not hasattr(source, "card") and hasattr(source, "source"):
+        source = source.source
+    if not hasattr(source, "card"):
+        return
+    card, spec = source.card(), teacher.input
+    own = (teacher.weights_hash, list(spec.mean), list(spec.std))
+    theirs = (card.get("teacher"), card.get("mean"), card.get("std"))
+    if own[0] and theirs[0] and own != theirs:
+        what = "weights" if own[0] != theirs[0] else "mean or std"
+        raise RecipeError(
+            f"This source ({card.get('method')}) was made for {card.get('teacher_name')} with "
+            f"weights {str(theirs[0])[:12]}, and the student's teacher is {teacher.public_name} "
+            f"with weights {own[0][:12]}: the {what} differ. Make a source of the student's "
+            "teacher: emptyset.source(teacher, ...)."
+        )
