@@ -101,8 +101,36 @@ class Windows(nn.Module):
         return self.head(x.mean((1, 2)))
 
 
+class Unpooled(nn.Module):
+    """Everything flows through two tensors at once: values, and the places they came from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.next = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3, padding=1)
+        self.last, self.head = nn.Conv2d(5, 5, 3, padding=1), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, places = F.max_pool2d(F.relu(self.conv(x)), 2, return_indices=True)
+        x = F.relu(self.next(F.max_unpool2d(values, places, 2)))
+        return self.head(F.relu(self.last(x)).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """An LSTM gives three tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lstm = nn.Conv2d(3, 6, 3), nn.LSTM(6, 5, batch_first=True)
+        self.middle, self.head = nn.Linear(10, 7), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        given, (last, _) = self.lstm(F.relu(self.conv(x)).flatten(2).transpose(1, 2))
+        return self.head(F.relu(self.middle(torch.cat([given.mean(1), last[-1]], 1))))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "resnet": ResNet, "inverted": Inverted, "vit": ViT, "windows": Windows,
+    "resnet": ResNet, "inverted": Inverted, "vit": ViT, "windows": Windows, "unpooled": Unpooled,
+    "recurrent": Recurrent,
 }  # fmt: skip
 
 

@@ -99,9 +99,9 @@ def test_a_name_that_is_taken_is_left_and_weights_of_images_stay_computed() -> N
     net = Kernels().requires_grad_(False)
     graph = capture(net, torch.rand(2, 3, 7, 9))
     paths = [str(node.args[1].target) for node in weighted_layers(graph)]
-    assert paths == ["stem.weight", "weight", "weight_2", "last.weight"]
-    assert torch.equal(graph.get_parameter("weight"), net.weight)
-    assert torch.equal(graph.get_parameter("weight_2"), net.weight * 0.5)
+    assert paths == ["stem.weight", "weight.weight", "weight_2.weight", "last.weight"]
+    assert torch.equal(graph.get_parameter("weight.weight"), net.weight)
+    assert torch.equal(graph.get_parameter("weight_2.weight"), net.weight * 0.5)
     x = torch.rand(5, 3, 7, 9)
     torch.testing.assert_close(graph(x), net(x))
 
@@ -122,3 +122,61 @@ def test_a_module_called_twice_keeps_one_weight(teacher_of: Callable[..., Any]) 
     assert [name for name in student.state_dict() if name.startswith("inner.")] == [
         "inner.weight", "inner.bias",
     ]  # fmt: skip
+
+
+class Norm(nn.BatchNorm2d):
+    """Parameters computed, and cut to the channels that are used."""
+
+    def __init__(self, channels: int, kind: str) -> None:
+        super().__init__(channels)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        used = slice(0, x.shape[1])
+        weight = {
+            "absolute": self.weight.abs() + self.eps, "offset": 1 + self.weight,
+            "cut": self.weight,
+        }[self.kind]  # fmt: skip
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(x, mean[used], var[used], weight[used], self.bias[used], eps=self.eps)
+
+
+class Normed(nn.Module):
+    """One norm that a convolution absorbs, one that nothing does."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 6, 3, bias=False), nn.Linear(6, 5)
+        channels = 8 if kind == "cut" else 6
+        self.norm, self.alone = Norm(channels, kind), Norm(channels, kind)
+        for norm in (self.norm, self.alone):
+            for value in (norm.weight, norm.bias, norm.running_mean):
+                value.data.copy_(torch.randn(channels))
+            norm.running_var.copy_(torch.rand(channels) + 0.5)
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(F.relu(self.norm(self.conv(x))), 2)
+        return self.last(F.relu(self.alone(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["absolute", "offset", "cut"])
+@pytest.mark.parametrize(("plan", "batch_norm"), [("integer", "fold"), ("every_layer", "frozen")])
+def test_computed_parameters_of_batch_norm_are_its_parameters(
+    kind: str, plan: str, batch_norm: str, calibrated: Callable[..., Any], tmp_path: Any
+) -> None:
+    net = Normed(kind)
+    student, images = calibrated(net, "w8a8", plan=plan, batch_norm=batch_norm)
+    with student.float_mode():
+        torch.testing.assert_close(student(images.images), net(images.images), atol=1e-5, rtol=1e-5)
+    artefact = export(student, tmp_path / "model.onnx")
+    assert certify(artefact.path, student, images, simulation=artefact.simulation).holds
+    trained = {path for path, _ in student.program.named_parameters()}
+    assert not [path for path in trained if "running" in path]
+
+
+def test_computed_statistics_stay_buffers() -> None:
+    graph = capture(Normed("cut"), torch.rand(2, 3, 7, 9))
+    buffers = dict(graph.named_buffers())
+    assert {"norm.running_mean", "alone.running_var"} <= set(buffers)
+    assert len(buffers["alone.running_var"]) == 6

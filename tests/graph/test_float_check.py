@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from emptyset.errors import CaptureError
+from emptyset.errors import CaptureError, UnsupportedModelError
 from emptyset.graph import student as student_module
 from emptyset.graph.batch_norm import fold
 from emptyset.graph.capture import capture
@@ -85,3 +85,17 @@ def test_the_teacher_stays_as_it_was(teacher_of) -> None:
     assert all(module.training for module in teacher.module.modules())
     for name, value in teacher.module.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("kind", [tuple, list, dict])
+def test_a_network_that_gives_more_than_logits_is_refused_in_words(kind: type, teacher_of) -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> object:
+            return kind({"logits": self.inner(x), "image": x}.items())
+
+    with pytest.raises(UnsupportedModelError, match=rf"one tensor \(N, K\), got {kind.__name__}"):
+        prepare(teacher_of(Several()), "w8a8")

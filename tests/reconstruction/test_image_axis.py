@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emptyset.errors import CaptureError
+from emptyset.errors import CaptureError, UnsupportedModelError
 from emptyset.graph.blocks import find_blocks
 from emptyset.graph.student import Student, prepare
 from emptyset.images.image_set import ImageSet
@@ -265,6 +265,15 @@ def test_an_output_that_counts_no_images_is_refused_with_the_way_out(
 ) -> None:
     with pytest.raises(CaptureError, match=r"block 'head': .* \(10,\).* Wrap the network"):
         reconstruct(student_of("flat"), images, course_of("mixed"), seed=3, monitor=SILENT)
+
+
+def test_a_network_without_layers_is_refused(teacher_of: Callable[..., Teacher]) -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+    with pytest.raises(UnsupportedModelError, match="at least one convolution or linear"):
+        blocks_by_image(prepare(teacher_of(Mean()), "w4a4"))
 
 
 @pytest.mark.parametrize(("layer", "inside"), [("first", 0), ("head", 2)])

@@ -37,6 +37,13 @@ def test_other_shapes_lie_as_they_are() -> None:
     assert [[w >> k & 1 for w in range(12)] for k in range(4)] == bits.tolist()
 
 
+def test_a_scalar_takes_one_bit_of_one_word() -> None:
+    assert word_count(()) == 1
+    assert [bits_of(torch.tensor([w], dtype=torch.int32), ()).item() for w in (6, 7)] == [0, 1]
+    made = RandomBits([(), (35, 2)], kept=0.5, seed=5, device=CPU)
+    assert made.words.shape[1] == 1 + 2 * 2
+
+
 def test_a_step_has_the_same_bits_however_it_is_reached() -> None:
     def words(*steps: int) -> torch.Tensor:
         made = RandomBits([(8, 3), (8, 70_000)], kept=0.5, seed=2, device=CPU)

@@ -97,31 +97,41 @@ def convolutions_as_gemm(graph: OnnxGraph, simulation: Simulation) -> int:
     A convolution has an integer kernel only where its output is quantized; Gemm gives float too.
     """
     shapes = _shapes(simulation)
-    changed = 0
-    for conv in [n for n in graph.nodes if n.op_type == "Conv"]:
-        weight = graph.producer(conv.input[1])
-        shape, source = shapes.get(conv.output[0]), shapes.get(conv.input[0])
-        readers = graph.readers().get(conv.output[0], [])
-        if weight is None or not weight.input:
-            continue
+    found: dict[str, list[NodeProto]] = {}
+    for conv in graph.nodes:
+        if conv.op_type == "Conv" and _gives_one_float(graph, conv, shapes):
+            found.setdefault(conv.input[1], []).append(conv)
+    # A weight is stored once: where another call reads a map of positions, all stay convolutions.
+    readers = graph.readers()
+    found = {name: convs for name, convs in found.items() if len(readers[name]) == len(convs)}
+    for name, convs in found.items():
+        weight = graph.producer(name)
+        assert weight is not None
         codes = graph.array(weight.input[0])
-        if codes is None or shape is None or source is None or codes.shape[2:] != (1, 1):
-            continue
-        if tuple(source[1:]) != (codes.shape[1], 1, 1) or tuple(shape[2:]) != (1, 1):
-            continue
-        if any(reader.op_type == QUANTIZE for reader in readers):
-            continue
-        squeezed = graph.fresh(weight.input[0])
-        _store(graph, squeezed, TensorProto.INT8, codes[:, :, 0, 0])
-        dequantized = f"{weight.output[0]}"
-        weight.input[0] = squeezed
-        flat = graph.fresh(f"{conv.output[0]}_flat")
-        inputs = _reshaped(graph, conv.input[0], [-1, codes.shape[1]])
-        graph.nodes.remove(conv)
-        graph.add("Gemm", [inputs, dequantized, *conv.input[2:]], flat, transB=1)
-        _restore_shape(graph, flat, conv.output[0], [-1, *shape[1:]])
-        changed += 1
-    return changed
+        weight.input[0] = graph.fresh(weight.input[0])
+        _store(graph, weight.input[0], TensorProto.INT8, codes[:, :, 0, 0])
+        for conv in convs:
+            shape, flat = shapes[conv.output[0]], graph.fresh(f"{conv.output[0]}_flat")
+            inputs = _reshaped(graph, conv.input[0], [-1, codes.shape[1]])
+            graph.nodes.remove(conv)
+            graph.add("Gemm", [inputs, name, *conv.input[2:]], flat, transB=1)
+            _restore_shape(graph, flat, conv.output[0], [-1, *shape[1:]])
+    return sum(map(len, found.values()))
+
+
+def _gives_one_float(graph: OnnxGraph, conv: NodeProto, shapes: dict[str, Any]) -> bool:
+    """Whether a convolution with quantized weight has one position and no quantized output."""
+    weight = graph.producer(conv.input[1])
+    shape, source = shapes.get(conv.output[0]), shapes.get(conv.input[0])
+    if weight is None or not weight.input:
+        return False
+    codes = graph.array(weight.input[0])
+    if codes is None or shape is None or source is None or codes.shape[2:] != (1, 1):
+        return False
+    if tuple(source[1:]) != (codes.shape[1], 1, 1) or tuple(shape[2:]) != (1, 1):
+        return False
+    readers = graph.readers().get(conv.output[0], [])
+    return not any(reader.op_type == QUANTIZE for reader in readers)
 
 
 def _shapes(simulation: Simulation) -> dict[str, Any]:

@@ -58,8 +58,9 @@ def student_fault(student: Student, simulation: Simulation, images: Tensor) -> s
     for record in comparison.records():
         if _differs(record):
             return (
-                f"{record.name} ({record.operator}): {record.faults} of {record.values} codes of "
-                f"the simulation differ from the student's by up to {record.worst}"
+                f"{record.name} ({record.operator}): {record.faults + record.distinct_ties} of "
+                f"{record.values} codes of the simulation differ from the student's by up to "
+                f"{record.worst}"
             )
     gap = float(np.abs(logits - expected).max() / (np.abs(expected).max() or 1.0))
     if not gap <= LOGITS_GAP:

@@ -40,7 +40,10 @@ ATEN = torch.ops.aten
 BATCH_NORM_OUTPUT = "batch_norm_output"
 # Under this key the first step of a frozen BatchNorm tells what its layer would train with.
 MOMENTUM_AND_EPSILON = "momentum_and_epsilon"
-RESHAPES = {"view", "reshape", "flatten", "unflatten", "_unsafe_view", "transpose", "permute"}
+RESHAPES = {
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "transpose",
+    "permute",
+}  # fmt: skip
 
 
 def statistics(graph_module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:

@@ -186,7 +186,7 @@ class _Flow:
         entry = max((position[u] for u in self.placeholder.users if u in position), default=-1)
         for i, node in enumerate(self.order):
             reach = max(reach, entry)
-            if reach <= i and last_read[node] > i:
+            if reach <= i and last_read[node] > i and _is_one_tensor(node):
                 found.add(i)
             reach = max(reach, last_read[node])
         return found
@@ -275,6 +275,12 @@ def _value(node: fx.Node) -> Any:
         assert isinstance(source, fx.Node)
         node = source
     return node.meta["val"]
+
+
+def _is_one_tensor(node: fx.Node) -> bool:
+    """Whether the node gives values; not several tensors, and no places of something."""
+    value = _value(node)
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _is_size(node: fx.Node) -> bool:

@@ -17,6 +17,8 @@ from torch import fx, nn
 from emptyset.errors import CaptureError
 from emptyset.graph.attention import open_attention
 from emptyset.graph.computed_weights import computed_weights
+from emptyset.graph.disguised_layers import disguised_layers
+from emptyset.graph.layer_parameters import own_modules
 from emptyset.graph.nodes import call, finish
 from emptyset.graph.operators import argument, is_getitem, name_of
 from emptyset.graph.plain_operators import plain_operators
@@ -49,11 +51,13 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     _make_functional(graph_module)
     _single_outputs(graph_module)
     _drop_identities(graph_module)
+    disguised_layers(graph_module)
     computed_weights(graph_module)
     _explicit_shapes(graph_module)
     plain_operators(graph_module)
     _merge_equal(graph_module)
     open_attention(graph_module)
+    own_modules(graph_module)
     finish(graph_module)
     return graph_module
 

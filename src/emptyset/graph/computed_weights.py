@@ -2,7 +2,9 @@
 
 Weight normalisation, spectral normalisation, weight standardisation (Qiao et al. 2019,
 arXiv:1903.10520) and scaled weights give the same weight for every image. A plan quantizes
-parameters; of a computed weight it would see none, and the layer would stay in float.
+parameters; of a computed weight it would see none, and the layer would stay in float. Likewise a
+BatchNorm's factors may be computed (of their absolute values, of 1 + weight), or its statistics cut
+to the channels that are used: what folds it reads parameters.
 """
 
 from typing import Any
@@ -10,25 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from emptyset.graph.nodes import finish, get_parameter, set_parameter
+from emptyset.graph.nodes import finish, get_parameter, set_buffer, set_parameter
 from emptyset.graph.operators import WEIGHTED, attribute, is_parameter, module_path, name_of
 
-# Weight and bias of a convolution or linear.
-_POSITIONS = {1: "weight", 2: "bias"}
+# Under this key a node tells the path of its layer, where that is not the module's.
+LAYER = "layer"
+# Of a convolution or linear, by the argument's position.
+_LAYER = {1: "weight", 2: "bias"}
+_STATISTICS = {3: "running_mean", 4: "running_var"}
+_POSITIONS = {**dict.fromkeys(WEIGHTED, _LAYER), "batch_norm": {**_LAYER, **_STATISTICS}}
 
 
 def computed_weights(graph_module: fx.GraphModule) -> None:
-    """Put what layers' weights and biases are computed to in their place; changes it in place.
+    """Put what parameters of layers and of BatchNorm are computed to in their place.
 
-    A weight that depends on the image stays computed.
+    Changes the graph in place. A weight that depends on the image stays computed.
     """
     graph = graph_module.graph
     values = _values_without_images(graph_module)
-    found: dict[str, tuple[fx.Node, str, str]] = {}
+    found: dict[str, tuple[fx.Node, fx.Node, str]] = {}
     for node in list(graph.nodes):
-        if name_of(node) not in WEIGHTED:
-            continue
-        for position, kind in _POSITIONS.items():
+        for position, kind in _POSITIONS.get(name_of(node), {}).items():
             source = node.args[position] if len(node.args) > position else None
             if is_parameter(source) or source not in values:
                 continue
@@ -37,11 +41,12 @@ def computed_weights(graph_module: fx.GraphModule) -> None:
             with graph.inserting_before(node):
                 held = get_parameter(graph, path, values[source], like=node)
             node.update_arg(position, held)
-            found[path] = held, module_path(node), kind
+            found[path] = held, node, kind
     if not found:
         return
     finish(graph_module)  # so that the names of what they were computed of are free
-    for path, (held, owner, kind) in found.items():
+    for path, (held, node, kind) in found.items():
+        owner = _owner(graph_module, node)
         _rename(graph_module, held, path, f"{owner}.{kind}" if owner else kind)
     finish(graph_module)
 
@@ -67,6 +72,17 @@ def _alone(node: fx.Node, constant: dict[fx.Node, Any]) -> bool:
     return pure and bool(sources) and all(source in constant for source in sources)
 
 
+def _owner(graph_module: fx.GraphModule, node: fx.Node) -> str:
+    """Path of the layer: what it is called elsewhere, unless that is a parameter still in use."""
+    named = node.meta.get(LAYER)
+    if named is None:
+        return module_path(node)
+    owner, _, name = str(named).rpartition(".")
+    module = dict(graph_module.named_modules()).get(owner)
+    taken = module is not None and (name in module._parameters or name in module._buffers)
+    return module_path(node) if taken else str(named)
+
+
 def _rename(graph_module: fx.GraphModule, held: fx.Node, path: str, wanted: str) -> None:
     """Give the parameter the name that a plain layer's has, or the next one that is free."""
     value, number, name = attribute(graph_module, path), 1, wanted
@@ -74,7 +90,10 @@ def _rename(graph_module: fx.GraphModule, held: fx.Node, path: str, wanted: str)
         number += 1
         name = f"{wanted}_{number}"
     if there is None:
-        set_parameter(graph_module, name, value.detach())
+        # Nothing trains statistics.
+        kind = wanted.rpartition(".")[2]
+        setter = set_buffer if kind in _STATISTICS.values() else set_parameter
+        setter(graph_module, name, value.detach())
     held.target = name
 
 

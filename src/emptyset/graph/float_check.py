@@ -5,11 +5,12 @@ it computes, and no later step can see it: the file is compared with the student
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import fx
 
-from emptyset.errors import CaptureError
+from emptyset.errors import CaptureError, UnsupportedModelError
 from emptyset.teachers.teacher import Teacher
 
 # Of the largest logit; folding rounds weights anew, which gives a few 1e-6.
@@ -30,12 +31,19 @@ def require_teachers_logits(program: fx.GraphModule, teacher: Teacher) -> None:
     Raises:
         CaptureError: If the logits differ by more than 1e-4 of the largest, elsewhere than on a
             CPU 3e-2.
+        UnsupportedModelError: If the network gives no single tensor.
     """
     example = teacher.example()
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(example.shape, generator=generator).to(example.device)
     module = copy.deepcopy(teacher.module).eval()
-    found, expected = (_seeded(network, images) for network in (program, module))
+    expected = _seeded(module, images)
+    if not isinstance(expected, torch.Tensor):
+        raise UnsupportedModelError(
+            f"{teacher.name}: expected logits as one tensor (N, K), got {type(expected).__name__}. "
+            "Wrap the network so that its forward returns the logits alone."
+        )
+    found = _seeded(program, images)
     # Where the network itself gives NaN or infinity, there is nothing to compare.
     gap = torch.where(expected.isfinite(), found - expected, 0.0).abs().max()
     largest = torch.where(expected.isfinite(), expected, 0.0).abs().max()
@@ -51,13 +59,12 @@ def require_teachers_logits(program: fx.GraphModule, teacher: Teacher) -> None:
     )
 
 
-def _seeded(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits; a network that draws numbers draws the same ones each time."""
+def _seeded(network: torch.nn.Module, images: torch.Tensor) -> Any:
+    """What the network gives; a network that draws numbers draws the same ones each time."""
     on_gpu = images.device.type == "cuda"
     with torch.random.fork_rng([images.device] if on_gpu else []):
         # `torch.manual_seed` would seed every device.
         torch.default_generator.manual_seed(SEED)
         if on_gpu:
             torch.cuda.manual_seed(SEED)
-        logits: torch.Tensor = network(images)
-    return logits
+        return network(images)

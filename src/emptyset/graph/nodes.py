@@ -34,17 +34,31 @@ def call(graph: fx.Graph, target: Any, arguments: tuple[Any, ...], like: fx.Node
 
 
 def set_parameter(graph_module: nn.Module, path: str, value: Tensor) -> None:
-    """Make ``value`` the parameter at a dotted path; the modules on the path are made."""
+    """Make ``value`` the parameter at a dotted path; the modules on the path are made.
+
+    Where a buffer is, it stays one.
+    """
+    owner, name = _owner(graph_module, path)
+    if name in owner._buffers:
+        owner._buffers[name] = value
+        return
+    owner.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
+def set_buffer(graph_module: nn.Module, path: str, value: Tensor) -> None:
+    """Make ``value`` the buffer at a dotted path; the modules on the path are made."""
+    owner, name = _owner(graph_module, path)
+    owner.register_buffer(name, value)
+
+
+def _owner(graph_module: nn.Module, path: str) -> tuple[nn.Module, str]:
     *owners, name = path.split(".")
     owner = graph_module
     for part in owners:
         if not hasattr(owner, part):
             owner.add_module(part, nn.Module())
         owner = getattr(owner, part)
-    if name in owner._buffers:
-        owner._buffers[name] = value
-        return
-    owner.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return owner, name
 
 
 def get_parameter(graph: fx.Graph, path: str, value: Tensor, *, like: fx.Node) -> fx.Node:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from emptyset.errors import CaptureError
+from emptyset.errors import CaptureError, UnsupportedModelError
 from emptyset.graph.blocks import Block, find_blocks
 from emptyset.graph.student import Student
 
@@ -30,6 +30,7 @@ def blocks_by_image(student: Student) -> list[Block]:
     Raises:
         CaptureError: If the network's output does not count images, or a block's shapes cannot be
             computed from its own input.
+        UnsupportedModelError: If the network has no layer with weights.
     """
     blocks: list[Block] = []
     waiting: Block | None = None
@@ -42,6 +43,12 @@ def blocks_by_image(student: Student) -> list[Block]:
         if images_axis(output_of(waiting.module)) is not None:
             blocks.append(_images_first(waiting))
             waiting = None
+    if not blocks and waiting is None:
+        raise UnsupportedModelError(
+            f"{student.teacher.name}: expected at least one convolution or linear whose weights "
+            "are parameters, found none, so there is nothing that reconstruction could learn. "
+            "Refiner 'calibrate' is enough for this network."
+        )
     if waiting is not None:
         shape = shape_of(output_of(waiting.module), 2)
         raise CaptureError(

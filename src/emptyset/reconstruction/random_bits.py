@@ -5,6 +5,7 @@ time of a whole step. Words are drawn for many steps at once, from a generator t
 piece of work, so that a step's bits do not depend on how it was reached.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,7 +36,8 @@ class RandomBits:
         """Room for one chunk; nothing is drawn yet.
 
         Args:
-            shapes: Shape of each tensor that bits are for; images along the first axis.
+            shapes: Shape of each tensor that bits are for; images along the first axis. A scalar
+                of the network, quantized like an activation, has none.
             kept: Probability of yes, rounded to 1/256.
             seed: Of everything drawn.
             device: Where the bits are used.
@@ -81,11 +83,9 @@ class RandomBits:
 
 
 def word_count(shape: tuple[int, ...]) -> int:
-    """Words for one tensor of this shape."""
-    rest = 1
-    for size in shape[1:]:
-        rest *= size
-    return -(-shape[0] // BITS) * rest
+    """Words for one tensor of this shape; a scalar takes one."""
+    images, *rest = shape or (1,)
+    return -(-images // BITS) * math.prod(rest)
 
 
 def bits_of(words: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -95,7 +95,7 @@ def bits_of(words: Tensor, shape: tuple[int, ...]) -> Tensor:
         words: ``(word_count(shape),)`` int32.
         shape: What the bits are for; four axes lie channels last.
     """
-    count, rest = shape[0], shape[1:]
+    count, *rest = shape or (1,)
     groups = -(-count // BITS)
     if len(shape) == 4:
         channels, height, width = rest
@@ -104,4 +104,4 @@ def bits_of(words: Tensor, shape: tuple[int, ...]) -> Tensor:
         planes = words.view(groups, 1, *rest)
     places = torch.arange(min(count, BITS), dtype=torch.int32, device=words.device)
     bits = (planes >> places.view(1, -1, *[1] * len(rest))) & 1
-    return bits.reshape(-1, *rest)[:count]
+    return bits.reshape(-1, *rest)[:count].reshape(shape)
