@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import emptyset
-from emptyset.errors import RunFolderError
+from emptyset.errors import ImagesError, RecipeError, RunFolderError
+from emptyset.images.image_set import ImageSet
 from emptyset.job.stages import Stages
 from emptyset.monitor import SilentMonitor
 from emptyset.recipe import Recipe
@@ -30,7 +31,8 @@ HELD_OUT = 6
 def recipe(method: str, **changes: Any) -> Recipe:
     """A run with this source and the preset of its name; settings of the student on top."""
     beside = {"beside": changes.pop("beside")} if "beside" in changes else {}
-    source = {"method": method, **SMALL, **beside, **changes.pop("source", {})}
+    small = {k: v for k, v in SMALL.items() if (method, k) != ("qimera", "latent")}
+    source = {"method": method, **small, **beside, **changes.pop("source", {})}
     distill = {"method": "distill", "preset": method, "held_out": HELD_OUT, **SHORT, **changes}
     return Recipe.parse(
         {
@@ -239,3 +241,37 @@ def test_killed_it_goes_on_and_ends_the_same(
     assert [epoch["update"] for epoch in records[0]["epochs"]][-1] == STEPS
     told = [record["real_images_beside"] for record in records if "real_images_beside" in record]
     assert told == ([9] if chosen.source.beside else [])
+
+
+# What a source cannot be, told first ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "error", "said"),
+    [
+        ("zaq", {"preset": "gdfq"}, ImagesError, "cross_entropy"),
+        ("gdfq", {"warm_up": 0.999}, RecipeError, "would learn nothing"),
+        (
+            "qimera",
+            {"preset": "gdfq", "source": {"superposed_classes": 11, "replacement": False}},
+            RecipeError,
+            "11",
+        ),
+        ("gdfq", {"beside": {"images": "real", "choose": "all"}}, ImagesError, "no labels"),
+        ("gdfq", {"beside": {"images": "real", "choose": "all", "below": 0.5}}, RecipeError, "all"),
+        ("adasg", {"beside": {"images": "real"}}, RecipeError, "learns from the same batches"),
+    ],
+)
+def test_it_is_refused_before_images_are_made_and_reconstruction_runs(
+    method: str, changes: dict[str, Any], error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    made = ImageSet(torch.rand(6, 1, 16, 16))
+    if "beside" in changes:
+        changes = {**changes, "beside": {**changes["beside"], "images": str(tmp_path / "real")}}
+        made.save(tmp_path / "real")
+    asked = recipe(method, **changes).model_dump(exclude_none=True)
+    asked["synthesize"] = {"method": "zeroq", "count": 4, "steps": 2}
+    with pytest.raises(error, match=said):
+        emptyset.run(Recipe.parse(asked), tmp_path / "run")
+    # Images would lie here, made or half made.
+    assert not list((tmp_path / "run").rglob("*.safetensors"))

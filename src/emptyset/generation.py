@@ -124,7 +124,7 @@ def with_real_images(
     """
     from emptyset.images.images_beside import WithImagesBeside
 
-    _require_choice(source, choose, per_class, below)
+    require_choice(source, choose, per_class, below)
     classes, about = class_count(teacher, "images beside a source"), dict[str, Any]()
     told = f"all {len(images):,}"
     if choose != "all":
@@ -138,9 +138,14 @@ def with_real_images(
     return WithImagesBeside(source, shown, classes=classes, share=share, seed=seed, about=about)
 
 
-def _require_choice(
+def require_choice(
     source: "LiveSource", choose: str, per_class: int | None, below: float | None
 ) -> None:
+    """Refuse what ``with_real_images`` refuses before it looks at an image.
+
+    Raises:
+        RecipeError: See there.
+    """
     if choose not in CHOICES:
         raise RecipeError(f"'choose' must be one of {', '.join(CHOICES)}. Got '{choose}'.")
     if choose == "all" and (per_class is not None or below is not None):

@@ -329,6 +329,31 @@ def test_a_best_student_that_nothing_can_tell_is_told_of(
 @pytest.mark.parametrize(
     ("source", "settings", "said"),
     [
+        ("gdfq", {"preset": "gdfq", "warm_up": 0.0}, "it is 1, since the student's ranges"),
+        ("gdfq", {"preset": "gdfq", "warm_up": 0.5}, None),
+        ("gdfq", {"preset": "gdfq"}, None),
+        ("adasg", {"preset": "learned", "warm_up": 0.5}, "it is 0, since a source that learns"),
+        ("gdfq", {"preset": "learned", "warm_up": 0.96}, "it is 11, since the student needs"),
+    ],
+)
+def test_a_warm_up_of_another_length_is_told_of(
+    source: str, settings: dict[str, Any], said: str | None, teacher: Teacher
+) -> None:
+    class Heard(SilentMonitor):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    notes: list[str] = []
+    plan = {} if settings["preset"] == "learned" else PUBLISHED
+    taught(teacher, make(source, teacher), **plan, **settings, monitor=Heard())
+    told = [note for note in notes if "warm_up" in note]
+    assert (said is None) == (not told)
+    assert said is None or said in told[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "said"),
+    [
         ("qimera", {"preset": "zaq"}, True),
         ("qimera", {"preset": "zaq", "cross_entropy": 0.1}, False),
         ("zaq", {"preset": "zaq"}, False),

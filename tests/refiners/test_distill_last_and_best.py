@@ -147,6 +147,31 @@ def test_a_term_of_the_generator_that_is_not_finite_is_named(teacher: Teacher) -
         taught(teacher, broken, preset="learned", warm_up=0.5)
 
 
+class Ruined(Poisoned):
+    """A source whose weights its own last lessons ruin, before any image shows it."""
+
+    def next_batch(self, size: int) -> Lesson:
+        lesson = self._source.next_batch(size)
+        self._left -= 1
+        if self._left < 0:
+            with torch.no_grad():
+                self._source.generator.backbone.conv3.bias.fill_(float("nan"))
+        return lesson
+
+
+def test_a_generator_that_its_last_lesson_ruined_is_named_with_the_last_good_student(
+    teacher: Teacher,
+) -> None:
+    student = prepare(teacher, BITS, **PUBLISHED)
+    # A look after every third of twelve batches; the eighth lesson is the last before the third.
+    source = Ruined(make("gdfq", teacher), first=8)
+    with pytest.raises(DivergedError, match="gradient of the generator's weights") as caught:
+        taught(teacher, source, student=student, preset="gdfq", held_out=8)
+    assert caught.value.kept
+    assert "as it was after batch 6" in str(caught.value)
+    assert all(bool(p.isfinite().all()) for p in student.program.parameters())
+
+
 class Onlooker(SilentMonitor):
     """Shows the student other images between two updates, as a person who measures it would."""
 

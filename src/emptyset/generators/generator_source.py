@@ -37,6 +37,7 @@ from emptyset.teachers.teacher import Teacher
 BATCH_SIZE = 128
 DECAY = 0.1
 IMAGES = "generated images"
+WEIGHTS = "gradient of the generator's weights"
 
 
 class GeneratorSource:
@@ -211,7 +212,9 @@ class GeneratorSource:
         since = self._bad_since.tolist()
         first = min(since)
         if first == NEVER:
-            return None
+            # What the last lesson did to the weights, no image has shown yet.
+            sound = all(bool(torch.isfinite(weight).all()) for weight in self._trained)
+            return None if sound else Fault(f"{self.method.name}: {WEIGHTS}", 0)
         # Where terms were judged, one of them says more than the images.
         name = [*(term.name for term in self.method.terms), IMAGES][since.index(first)]
         return Fault(f"{self.method.name}: {name}", self._lessons - first)

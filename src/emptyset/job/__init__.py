@@ -13,7 +13,7 @@ from emptyset.job.from_options import recipe_for as recipe_for
 from emptyset.job.from_recipe import load_from
 from emptyset.job.image_stages import fitted_images, judged_images, refuse_unjudged
 from emptyset.job.mixed_precision import refuse_early
-from emptyset.job.source_stages import drawn_images, first_images, require_beside
+from emptyset.job.source_stages import drawn_images, first_images, require_source
 from emptyset.job.stages import Stages, prepared_early
 from emptyset.kept_states import KEEP_EVERY
 from emptyset.monitor import SILENT, Monitor
@@ -87,8 +87,8 @@ def run(
         context = RunContext(folder, recipe, teacher, monitor, keep_every)
         refuse_early(context)
         refuse_unjudged(context)
-        require_beside(recipe)
         student = prepared_early(context)
+        require_source(context)
         early = first_images(context)
         fitted = early or fitted_images(context)
         judged = None if early else judged_images(context, fitted)

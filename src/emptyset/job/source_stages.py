@@ -13,17 +13,24 @@ from emptyset.images.image_set import ImageSet
 from emptyset.images.images_beside import WithImagesBeside
 from emptyset.job.context import RunContext
 from emptyset.job.from_recipe import labelled_path
-from emptyset.job.image_stages import JUDGED, OTHER_SEED, KnownImages, judged_images, probes_of
+from emptyset.job.image_stages import JUDGED, KnownImages, judged_images, probes_of
+from emptyset.measurement import has_labels
 from emptyset.monitor import Monitor
+from emptyset.quantizers.bits import Bits
 from emptyset.recipe import Recipe
-from emptyset.recipe_with_source import draws_images_last
+from emptyset.recipe_with_source import draws_images_last, takes_source
 from emptyset.refiners.finite_losses import DivergedError
+from emptyset.registry import refiners
 from emptyset.run_folder import GENERATOR, IMAGES, LAST_GOOD, Workplace
+from emptyset.settings import checked_config
 
 if TYPE_CHECKING:
     from emptyset.graph.student import Student
 
 _STATE = "trained-source"
+# Added to the run's seed for the judged images. A source learns from seed * 1,000,003 + 1 and on, so
+# that neither its lessons nor the fitted images are drawn from the same numbers.
+OTHER_DRAWS = 500_009
 
 
 def source_of(context: RunContext) -> Any:
@@ -50,15 +57,37 @@ def beside_of(context: RunContext, source: Any, monitor: Monitor) -> Any:
     )
 
 
-def require_beside(recipe: Recipe) -> None:
-    """Refuse real images that are not there before anything is done.
+def require_source(context: RunContext) -> None:
+    """Refuse a source, and real images beside it, before time goes into anything else.
+
+    Nothing is asked where a student is there already.
 
     Raises:
-        ImagesError: Naming the key.
+        ImagesError: If real images are not there or have no labels, or labels are learnt from that
+            the source does not have.
+        RecipeError: If a setting is wrong, or the student would learn nothing.
+        UnsupportedModelError: If the teacher lacks what the source needs.
     """
-    beside = recipe.source.beside if recipe.source else None
+    recipe, section = context.recipe, context.recipe.source
+    if section is None or context.folder.record("student") is not None:
+        return
+    beside = section.beside
     if beside is not None and not Path(beside.images).exists():
         raise ImagesError(f"source.beside.images: there is no file or folder {beside.images}.")
+    source = source_of(context)
+    for one in recipe.refine:
+        if takes_source(one.method, one.settings()):
+            entry = refiners.get(one.method)
+            made = entry.make(checked_config(entry.config, one.settings(), where=(one.method,)))
+            made.require_fit(Bits.parse(recipe.plan.bits), source)
+    if beside is not None:
+        generation.require_choice(source, beside.choose, beside.per_class, beside.below)
+        images = pipeline.images_from(beside.images, context.teacher)
+        if not has_labels(images):
+            raise ImagesError(
+                f"source.beside.images: {beside.images} has no labels, and the student learns "
+                "them. Give a folder with one subfolder per class, or an npz file with labels."
+            )
 
 
 def record_beside(source: Any, student: "Student") -> None:
@@ -131,7 +160,7 @@ def drawn_images(context: RunContext) -> tuple[KnownImages, KnownImages | None]:
     if labelled_path(recipe) is not None:
         return fitted, judged_images(context, fitted)
     count = min(recipe.evaluate.count, section.count)
-    other = _drawn(context, "judged", count, recipe.seed + OTHER_SEED, JUDGED)
+    other = _drawn(context, "judged", count, recipe.seed + OTHER_DRAWS, JUDGED)
     described = f"{section.method} images drawn with another seed, not used to quantize"
     return fitted, KnownImages(other.images, other.identity, described)
 

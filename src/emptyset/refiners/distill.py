@@ -75,7 +75,13 @@ from emptyset.refiners.course import (
 from emptyset.refiners.generator_ranges import follow_generator
 from emptyset.refiners.inundation import INUNDATIONS
 from emptyset.refiners.published_rates import note_compounding_ranges, note_folded_rates
-from emptyset.refiners.source_warm_up import NotesAlone, note_doubts, require_labels, warmed_up
+from emptyset.refiners.source_warm_up import (
+    NotesAlone,
+    note_doubts,
+    note_warm_up,
+    require_labels,
+    warmed_up,
+)
 from emptyset.refiners.training import Training
 from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
 from emptyset.registry import refiners
@@ -333,6 +339,15 @@ class Distill:
         """Whether it trains a source beside the student."""
         return True
 
+    def require_fit(self, bits: Bits, source: LiveSource) -> None:
+        """Refuse what ``refine`` would refuse of a fresh source.
+
+        Raises:
+            ImagesError: If labels are learnt from that the source does not have.
+            RecipeError: If no step is left for the student.
+        """
+        require_labels(source, self.config.course(bits, source))
+
     def refine(
         self,
         student: Student,
@@ -370,6 +385,7 @@ class Distill:
         note_doubts(live, course, monitor, judged=evaluate is not None)
         if live is not None:
             require_labels(live, course)
+            note_warm_up(self.config.warm_up, course, monitor)
         calibrated, calibrate = not student.without_ranges(), refiners.get("calibrate")
         refiner = calibrate.make(calibrate.config())
         if course.learned and live is not None:

@@ -63,6 +63,29 @@ def note_doubts(
         )
 
 
+def note_warm_up(asked: float | None, course: Course, monitor: Monitor) -> None:
+    """Say of a warm-up that is not as long as it was asked to be.
+
+    Args:
+        asked: Share of the steps; None: the preset's.
+        course: What it came to.
+        monitor: Hears of it.
+    """
+    if asked is None or course.warm_up == round(course.steps * asked):
+        return
+    why = (
+        "the student's ranges are tracked in so many"
+        if course.range_steps
+        else "a source that learns from the student cannot learn before it"
+        if course.warm_up == 0
+        else "the student needs a batch to learn from"
+    )
+    monitor.note(
+        f"distill: warm_up {asked:g} of {course.steps} steps would be "
+        f"{round(course.steps * asked)}; it is {course.warm_up}, since {why}."
+    )
+
+
 def warmed_up(
     source: LiveSource, course: Course, *, seed: int, monitor: Monitor, draw: bool
 ) -> ImageSet | None:
