@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from emptyset.graph.student import Student
 
 _STATE = "trained-source"
-# Added to the run's seed for the judged images. A source learns from seed * 1,000,003 + 1 and on, so
-# that neither its lessons nor the fitted images are drawn from the same numbers.
+# Added to the run's seed for the judged images. A source learns from seed * 1,000,003 + 1 and on,
+# so neither its lessons nor the fitted images are drawn from the same numbers.
 OTHER_DRAWS = 500_009
 
 
