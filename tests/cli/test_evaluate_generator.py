@@ -93,6 +93,9 @@ def test_a_generator_without_labels_is_pictured_and_says_what_is_missing(
     refused = command(*arguments)
     assert refused.exit_code == 2
     assert "zaq makes images without labels" in refused.stderr
+    ignored = command(*arguments, "--pictures", tmp_path / "p", "--pairs", "3")
+    assert ignored.exit_code == 2
+    assert "Leave --pairs out" in ignored.stderr
     shown = command(*arguments, "--pictures", tmp_path / "p")
     assert shown.exit_code == 0, shown.output
     assert "not shown: Superposed images" in shown.stdout
@@ -277,6 +280,20 @@ def test_what_cannot_be_shown_is_refused_before_the_work(
     result = command("evaluate", generators["qimera"], *common, "--real", real, *options)
     assert result.exit_code == 2, result.output
     assert said in " ".join(result.stderr.split())
+
+
+@pytest.mark.usefixtures("no_work")
+def test_places_that_cannot_be_written_to_are_refused_before_the_work(
+    generators: dict[str, Path], real: Path, tmp_path: Path, command: Any
+) -> None:
+    (tmp_path / "file").touch()
+    for asked, said in (
+        (["--pictures", tmp_path / "file"], "is a file. Name a folder"),
+        (["--report", tmp_path], "is a folder. Name the page"),
+    ):
+        result = command("evaluate", generators["qimera"], "--teacher", DIGITS, *asked)
+        assert result.exit_code == 2, result.output
+        assert said in " ".join(result.stderr.split())
 
 
 @pytest.mark.usefixtures("no_work")

@@ -103,6 +103,7 @@ def test_clip_is_asked_where_one_is_named(
         (["--allow-pickle"], "--allow-pickle: a run's recipe says"),
         (["--teacher", DIGITS, "--images", "x"], "--images: belongs to a run"),
         (["--teacher", DIGITS, "--clip", "nobody/clip"], "name its folder"),
+        (["--teacher", DIGITS, "--report", "."], "--report: . is a folder. Name the page"),
         (["--teacher", "embedded:digit"], "No embedded teacher is called 'digit'"),
     ],
 )

@@ -136,7 +136,11 @@ def test_settings_were_fixed_in_training(
 def test_a_file_that_is_no_generator_is_refused(draw: Any, tmp_path: Path) -> None:
     student = tmp_path / "student.safetensors"
     save_file({"weight": torch.ones(2, 3)}, student)
-    for path, said in ((student, "is no generator"), (tmp_path / "missing", "not a readable")):
+    for path, said in (
+        (student, "is no generator"),
+        (tmp_path / "missing", "not a readable"),
+        (tmp_path, "is a folder. Give the generator.safetensors"),
+    ):
         result = draw(path, "--count", 4)
         assert result.exit_code == 2, result.output
         assert f"{path}: {said}" in result.stderr

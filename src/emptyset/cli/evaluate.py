@@ -29,6 +29,7 @@ from emptyset.cli.options import (
     WeightsOption,
     teacher_section,
 )
+from emptyset.cli.output import require_places
 from emptyset.errors import RecipeError, RunFolderError
 
 
@@ -137,12 +138,14 @@ def evaluate(
         return
     _refuse("belongs to a run; the images are the first argument here", {"--images": images})
     section = teacher_section(teacher, model, model_args, input_size, mean, std, weights, None)
+    require_places(report=report, pictures=pictures)
     if holds_generator(run):
         _refuse("judges images, not a generator", {"--clip": clip, "--variance": variance or None})
         evaluate_generator(
             run,
             GeneratorOptions(section, device or "auto", real, limit, report, pictures, seed or 0),
             boundary_settings(pairs, noise),
+            _given({"--pairs": pairs, "--noise": noise}),
             path_pair(pair),
             per_class,
             allow_pickle=allow_pickle,
@@ -166,9 +169,12 @@ def evaluate(
     )
 
 
+def _given(options: dict[str, Any]) -> list[str]:
+    return [option for option, value in options.items() if value is not None]
+
+
 def _refuse(why: str, options: dict[str, Any]) -> None:
-    wrong = [option for option, value in options.items() if value is not None]
-    if wrong:
+    if wrong := _given(options):
         raise RecipeError(f"{wrong[0]}: {why}.")
 
 

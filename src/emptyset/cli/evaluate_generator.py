@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emptyset.errors import RecipeError
+from emptyset.errors import RecipeError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,6 +97,7 @@ def evaluate_generator(
     path: Path,
     options: GeneratorOptions,
     settings: "BoundarySettings",
+    given: list[str],
     pair: tuple[int, int] | None,
     per_class: int | None = None,
     *,
@@ -110,6 +111,7 @@ def evaluate_generator(
         path: The generator.
         options: What is read and written.
         settings: How boundaries are measured.
+        given: Options that say so.
         pair: Classes of the path that is pictured.
         per_class: Images of each class in the map, beside nine times as many between classes.
         allow_pickle: Run code that a checkpoint of the teacher holds.
@@ -121,7 +123,8 @@ def evaluate_generator(
             without real images.
         ImagesError: If the generator belongs to another teacher, or collapsed; or if there are
             fewer than 2 real images.
-        UnsupportedModelError: If it makes images without labels, and nothing else is asked for.
+        UnsupportedModelError: If it makes images without labels, and nothing else, or how to
+            measure boundaries, is asked for.
     """
     from emptyset import __version__, generation, measurement, pipeline
     from emptyset.cli.output import show_json
@@ -138,16 +141,12 @@ def evaluate_generator(
     from emptyset.recipe import Recipe
 
     pictured = options.report is not None or options.pictures is not None
-    if pair is not None and not pictured:
-        raise RecipeError(
-            "--pair: is for a generator's pictures. Ask for them with --report FILE or "
-            "--pictures DIR."
-        )
-    if per_class is not None and not pictured:
-        raise RecipeError(
-            "--per-class: is for a generator's pictures. Ask for them with --report FILE or "
-            "--pictures DIR."
-        )
+    for option, value in (("--pair", pair), ("--per-class", per_class)):
+        if value is not None and not pictured:
+            raise RecipeError(
+                f"{option}: is for a generator's pictures. Ask for them with --report FILE or "
+                "--pictures DIR."
+            )
     if options.limit is not None and options.real is None:
         raise RecipeError(
             "--limit: is for images that are compared with real ones. Give these with --real DIR."
@@ -155,6 +154,11 @@ def evaluate_generator(
     recipe = Recipe.parse({"teacher": options.teacher, "device": options.device})
     teacher = load_from(recipe, allow_pickle=allow_pickle)
     source = generation.generator_from(path, teacher)
+    if given and not source.method.labelled:
+        raise UnsupportedModelError(
+            f"{given[0]}: {source.method.name} makes images without labels, so there is nothing "
+            f"between classes to measure. Leave {given[0]} out."
+        )
     real = None
     if options.real is not None:
         real = pipeline.images_from(options.real, teacher, limit=options.limit)

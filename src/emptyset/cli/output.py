@@ -3,7 +3,10 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from emptyset.errors import RecipeError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +31,20 @@ def console() -> "Console":
     if sys.stdout.isatty():
         return Console()
     return Console(width=max(PIPED_WIDTH, shutil.get_terminal_size().columns), no_color=True)
+
+
+def require_places(*, report: Path | None, pictures: Path | None = None) -> None:
+    """Refuse a page that is a folder, and a folder that is a file, before the work.
+
+    Raises:
+        RecipeError: Naming the option.
+    """
+    if report is not None and report.is_dir():
+        raise RecipeError(
+            f"--report: {report} is a folder. Name the page, for example {report / 'page.html'}."
+        )
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise RecipeError(f"--pictures: {pictures} is a file. Name a folder for the pictures.")
 
 
 def show_result(metrics: dict[str, Any], folder: str, report: str) -> None:

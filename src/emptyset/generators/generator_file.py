@@ -39,6 +39,11 @@ def read_generator(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ImagesError: If the file is missing, truncated or no generator, or its card is damaged.
     """
+    if path.is_dir():
+        raise ImagesError(
+            f"{path}: is a folder. Give the generator.safetensors that a run with a `source` wrote "
+            "into its folder."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
