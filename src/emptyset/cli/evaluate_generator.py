@@ -141,16 +141,7 @@ def evaluate_generator(
     from emptyset.recipe import Recipe
 
     pictured = options.report is not None or options.pictures is not None
-    for option, value in (("--pair", pair), ("--per-class", per_class)):
-        if value is not None and not pictured:
-            raise RecipeError(
-                f"{option}: is for a generator's pictures. Ask for them with --report FILE or "
-                "--pictures DIR."
-            )
-    if options.limit is not None and options.real is None:
-        raise RecipeError(
-            "--limit: is for images that are compared with real ones. Give these with --real DIR."
-        )
+    _require_belonging(options, pair, per_class, pictured=pictured)
     recipe = Recipe.parse({"teacher": options.teacher, "device": options.device})
     teacher = load_from(recipe, allow_pickle=allow_pickle)
     source = generation.generator_from(path, teacher)
@@ -213,6 +204,26 @@ def evaluate_generator(
         show_json(result)
     else:
         _show(result, written)
+
+
+def _require_belonging(
+    options: GeneratorOptions,
+    pair: tuple[int, int] | None,
+    per_class: int | None,
+    *,
+    pictured: bool,
+) -> None:
+    """Refuse options of pictures, and of real images, where there are none."""
+    for option, value in (("--pair", pair), ("--per-class", per_class)):
+        if value is not None and not pictured:
+            raise RecipeError(
+                f"{option}: is for a generator's pictures. Ask for them with --report FILE or "
+                "--pictures DIR."
+            )
+    if options.limit is not None and options.real is None:
+        raise RecipeError(
+            "--limit: is for images that are compared with real ones. Give these with --real DIR."
+        )
 
 
 def _written(
