@@ -93,13 +93,14 @@ def export(
     from emptyset.exporters import onnx_rewrites as rewrites
     from emptyset.exporters.kernels import kernels_of
     from emptyset.exporters.onnx_graph import OnnxGraph
+    from emptyset.exporters.onnx_means import means_on_integers
 
     path = Path(path)
     simulation = simulate(student)
     graph = OnnxGraph(_to_proto(simulation.exported, student.teacher))
     rewrites.linears_as_gemm(graph, simulation)
     rewrites.convolutions_as_gemm(graph, simulation)
-    rewrites.means_as_pools(graph, simulation)
+    means_on_integers(graph, simulation)
     rewrites.move_codes(graph)
     rewrites.keep_softmax_exact(graph)
     stored = rewrites.store_weights(graph, simulation)

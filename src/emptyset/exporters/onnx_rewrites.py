@@ -58,7 +58,7 @@ def linears_as_gemm(graph: OnnxGraph, simulation: Simulation) -> int:
     Only Gemm has an integer kernel that takes a bias. Leading axes are folded into one; the
     reshapes move codes.
     """
-    shapes = _shapes(simulation)
+    shapes = shapes_of(simulation)
     changed = 0
     for matmul in [n for n in graph.nodes if n.op_type == "MatMul"]:
         transpose = graph.producer(matmul.input[1])
@@ -96,7 +96,7 @@ def convolutions_as_gemm(graph: OnnxGraph, simulation: Simulation) -> int:
 
     A convolution has an integer kernel only where its output is quantized; Gemm gives float too.
     """
-    shapes = _shapes(simulation)
+    shapes = shapes_of(simulation)
     found: dict[str, list[NodeProto]] = {}
     for conv in graph.nodes:
         if conv.op_type == "Conv" and _gives_one_float(graph, conv, shapes):
@@ -134,7 +134,8 @@ def _gives_one_float(graph: OnnxGraph, conv: NodeProto, shapes: dict[str, Any]) 
     return not any(reader.op_type == QUANTIZE for reader in readers)
 
 
-def _shapes(simulation: Simulation) -> dict[str, Any]:
+def shapes_of(simulation: Simulation) -> dict[str, Any]:
+    """Shapes of all values by name; the number of images is symbolic."""
     return {
         node.name: node.meta["val"].shape
         for node in simulation.program.graph.nodes
@@ -164,35 +165,6 @@ def _restore_shape(graph: OnnxGraph, flat: str, name: str, shape: list[int]) -> 
         graph.add("Reshape", [codes, target], quantize_output)
         return
     graph.add("Reshape", [flat, target], name)
-
-
-def means_as_pools(graph: OnnxGraph, simulation: Simulation) -> int:
-    """A mean over height and width between a dequantize and a quantize becomes a global pool."""
-    ranks = {name: len(shape) for name, shape in _shapes(simulation).items()}
-    changed = 0
-    for mean in [n for n in graph.nodes if n.op_type == "ReduceMean"]:
-        source = graph.producer(mean.input[0])
-        readers = graph.readers().get(mean.output[0], [])
-        axes = graph.array(mean.input[1]) if len(mean.input) > 1 else None
-        quantized = source is not None and source.op_type == DEQUANTIZE
-        if not quantized or axes is None or ranks.get(mean.input[0]) != 4:
-            continue
-        if sorted(int(a) % 4 for a in axes) != [2, 3]:
-            continue
-        if len(readers) != 1 or readers[0].op_type != QUANTIZE:
-            continue
-        keep = next((a.i for a in mean.attribute if a.name == "keepdims"), 1)
-        graph.nodes.remove(mean)
-        pooled = graph.add("GlobalAveragePool", [mean.input[0]], graph.fresh(mean.output[0]))
-        quantize = readers[0]
-        graph.replace_input(quantize, mean.output[0], pooled)
-        if not keep:
-            name = quantize.output[0]
-            codes = f"{name}__pool"
-            quantize.output[0] = codes
-            graph.add("Flatten", [codes], name, axis=1)
-        changed += 1
-    return changed
 
 
 def keep_softmax_exact(graph: OnnxGraph) -> int:

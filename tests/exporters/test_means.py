@@ -1,0 +1,65 @@
+"""Means run on integers, whatever they go over, and the file computes them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MEANS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "channels": (lambda x: x.mean(1), 8 * 10),
+    "channels, kept": (lambda x: x.mean(1, keepdim=True), 8 * 10),
+    "tokens": (lambda x: x.flatten(2).transpose(1, 2).mean(1), 6),
+    "tokens, kept": (lambda x: x.flatten(2).transpose(1, 2).mean(1, keepdim=True), 6),
+    "a row": (lambda x: x.flatten(2).mean(-1), 6),
+    "a row, kept": (lambda x: x.flatten(2).mean(-1, keepdim=True), 6),
+    "a map": (lambda x: x.mean((-1, -2)), 6),
+    "a map, channels last": (lambda x: x.permute(0, 2, 3, 1).mean((1, 2)), 6),
+    "a map, channels last, kept": (lambda x: x.permute(0, 2, 3, 1).mean((2, 1), keepdim=True), 6),
+}
+
+
+class Mean(nn.Module):
+    def __init__(self, mean: Callable[[Tensor], Tensor], features: int) -> None:
+        super().__init__()
+        self.conv, self.next = nn.Conv2d(3, 7, 3, padding=1), nn.Conv2d(7, 6, 3, padding=1)
+        self.mean, self.head = mean, nn.Linear(features, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.next(F.relu(self.conv(x))))
+        return self.head(self.mean(x).flatten(1))
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("kind", MEANS)
+def test_a_mean_runs_on_integers(kind: str, bits: str, shipped) -> None:
+    artefact = shipped(Mean(*MEANS[kind]), bits)
+    assert artefact.fallbacks == []
+    assert artefact.integer_share == 1.0
+
+
+@pytest.mark.parametrize("axes", [(3,), (1, 2, 3)], ids=["columns", "everything"])
+def test_a_mean_without_an_integer_form_stays(axes: tuple[int, ...], shipped) -> None:
+    features = 6 * 8 if axes == (3,) else 1
+    artefact = shipped(Mean(lambda x: x.mean(axes, keepdim=True), features))
+    assert [fallback.operator for fallback in artefact.fallbacks] == ["ReduceMean"]
+
+
+class SpatialAttention(nn.Module):
+    """CBAM's: mean and largest value over channels of what a ReLU gave decide where to look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 16, 3, 2), nn.Linear(16, 5)
+        self.where = nn.Conv2d(2, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        return self.head((x * torch.sigmoid(self.where(seen))).mean((2, 3)))
+
+
+def test_means_of_few_codes_fall_alike_however_they_are_summed(shipped) -> None:
+    artefact = shipped(SpatialAttention())
+    assert artefact.integer_share == 1.0
