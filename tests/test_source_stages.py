@@ -271,7 +271,31 @@ def test_it_is_refused_before_images_are_made_and_reconstruction_runs(
         made.save(tmp_path / "real")
     asked = recipe(method, **changes).model_dump(exclude_none=True)
     asked["synthesize"] = {"method": "zeroq", "count": 4, "steps": 2}
+    asked["refine"] = [{"method": "genie", "steps": 2, "batch_size": 2}, *asked["refine"]]
     with pytest.raises(error, match=said):
         emptyset.run(Recipe.parse(asked), tmp_path / "run")
     # Images would lie here, made or half made.
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_real_images_that_went_are_told_of_though_the_student_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.load(train_images_path())
+    real = tmp_path / "real.npz"
+    np.savez(real, images=data["images"][:9], labels=data["labels"][:9])
+    chosen = recipe("gdfq", beside={"images": str(real), "choose": "all", "share": 0.3})
+    out = tmp_path / "run"
+
+    def stop(_stages: Stages) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stages, "guard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            emptyset.run(chosen, out)
+    assert (out / STUDENT).is_file()
+    real.unlink()
+    with pytest.raises(ImagesError, match=r"source\.beside\.images: there is no file or folder"):
+        emptyset.run(chosen, out)
+    assert (out / STUDENT).is_file()

@@ -37,7 +37,8 @@ STAGES = "stages.json"
 PARTIAL = ".partial"
 LOCK = ".lock"
 
-FORMAT = 1
+# 2: parameters that no module of one layer holds lie at LAYER.weight.
+FORMAT = 2
 
 
 @dataclass(frozen=True)

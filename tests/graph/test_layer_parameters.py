@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import emptyset
 from emptyset.graph.capture import capture
+from emptyset.graph.operators import attribute
 from emptyset.graph.student import prepare
 
 
@@ -47,10 +48,10 @@ class Blurred(nn.Module):
 class Attention(nn.Module):
     """Queries, keys and values come from one packed parameter."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, bias: bool = False) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, 8, 4, 4)
-        self.attention = nn.MultiheadAttention(8, 2, bias=False, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, bias=bias, batch_first=True)
         self.head = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,3 +107,19 @@ def test_what_else_reads_the_weight_reads_it_there() -> None:
 
     net, x = Twice().eval(), torch.rand(5, 3, 7, 9)
     torch.testing.assert_close(capture(net, x[:2])(x), net(x))
+
+
+def test_a_learnt_bias_stays_with_its_learnt_weight(calibrated: Callable[..., Any]) -> None:
+    student, _ = calibrated(Attention(bias=True).requires_grad_(False), "w8a8")
+    learnt = {}
+    for path in ("attention.in_proj_weight.weight", "attention.in_proj_bias", "head.bias"):
+        value = attribute(student.program, path)
+        student.originals[path] = value.detach().clone()
+        with torch.no_grad():
+            value.add_(1.0)
+        learnt[path] = value.detach().clone()
+    with student.only_layer("attention.in_proj_weight"):
+        now = {path: attribute(student.program, path).detach().clone() for path in learnt}
+    changed = [path for path in learnt if not torch.equal(now[path], learnt[path])]
+    assert changed == ["head.bias"]
+    assert torch.equal(now["head.bias"], student.originals["head.bias"])

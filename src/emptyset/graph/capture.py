@@ -52,6 +52,7 @@ def capture(module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     _single_outputs(graph_module)
     _drop_identities(graph_module)
     disguised_layers(graph_module)
+    _merge_equal(graph_module)
     computed_weights(graph_module)
     _explicit_shapes(graph_module)
     plain_operators(graph_module)

@@ -7,10 +7,11 @@ BatchNorm's factors may be computed (of their absolute values, of 1 + weight), o
 to the channels that are used: what folds it reads parameters.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from emptyset.graph.nodes import finish, get_parameter, set_buffer, set_parameter
 from emptyset.graph.operators import WEIGHTED, attribute, is_parameter, module_path, name_of
@@ -23,36 +24,60 @@ _STATISTICS = {3: "running_mean", 4: "running_var"}
 _POSITIONS = {**dict.fromkeys(WEIGHTED, _LAYER), "batch_norm": {**_LAYER, **_STATISTICS}}
 
 
+@dataclass
+class _Computed:
+    """Where one computed value is read from now on.
+
+    Attributes:
+        layer: The first that reads it.
+        kind: What it is to that layer, for example ``weight``.
+        held: Every node that reads the new parameter.
+        fixed: Whether it is computed of buffers alone, or a statistic: nothing trains it.
+    """
+
+    layer: fx.Node
+    kind: str
+    fixed: bool
+    held: list[fx.Node] = field(default_factory=list)
+
+
 def computed_weights(graph_module: fx.GraphModule) -> None:
     """Put what parameters of layers and of BatchNorm are computed to in their place.
 
     Changes the graph in place. A weight that depends on the image stays computed.
     """
     graph = graph_module.graph
-    values = _values_without_images(graph_module)
-    found: dict[str, tuple[fx.Node, fx.Node, str]] = {}
+    values = values_without_images(graph_module)
+    found: dict[fx.Node, _Computed] = {}
     for node in list(graph.nodes):
+        if node in values:
+            continue  # itself a part of a weight
         for position, kind in _POSITIONS.get(name_of(node), {}).items():
             source = node.args[position] if len(node.args) > position else None
-            if is_parameter(source) or source not in values:
+            if not isinstance(source, fx.Node) or is_parameter(source) or source not in values:
                 continue
-            path = f"computed_{len(found)}"
+            if source not in found:
+                fixed = kind in _STATISTICS.values() or _of_buffers(graph_module, source)
+                found[source] = _Computed(node, kind, fixed)
+            path = _aside(found, source)
             set_parameter(graph_module, path, values[source].detach().clone())
             with graph.inserting_before(node):
                 held = get_parameter(graph, path, values[source], like=node)
             node.update_arg(position, held)
-            found[path] = held, node, kind
+            found[source].held.append(held)
     if not found:
         return
     finish(graph_module)  # so that the names of what they were computed of are free
-    for path, (held, node, kind) in found.items():
-        owner = _owner(graph_module, node)
-        _rename(graph_module, held, path, f"{owner}.{kind}" if owner else kind)
+    for source, computed in found.items():
+        value, name = values[source].detach().clone(), _free_path(graph_module, computed)
+        (set_buffer if computed.fixed else set_parameter)(graph_module, name, value)
+        for held in computed.held:
+            held.target = name
     finish(graph_module)
 
 
-def _values_without_images(graph_module: fx.GraphModule) -> dict[Any, Tensor]:
-    """Every tensor that is computed of parameters and buffers alone."""
+def values_without_images(graph_module: fx.GraphModule) -> dict[fx.Node, Tensor]:
+    """Every tensor that is computed of parameters and buffers alone, these among them."""
     constant: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in graph_module.graph.nodes:
@@ -72,34 +97,44 @@ def _alone(node: fx.Node, constant: dict[fx.Node, Any]) -> bool:
     return pure and bool(sources) and all(source in constant for source in sources)
 
 
-def _owner(graph_module: fx.GraphModule, node: fx.Node) -> str:
-    """Path of the layer: what it is called elsewhere, unless that is a parameter still in use."""
-    named = node.meta.get(LAYER)
-    if named is None:
-        return module_path(node)
-    owner, _, name = str(named).rpartition(".")
-    module = dict(graph_module.named_modules()).get(owner)
-    taken = module is not None and (name in module._parameters or name in module._buffers)
-    return module_path(node) if taken else str(named)
+def _of_buffers(graph_module: fx.GraphModule, source: fx.Node) -> bool:
+    waiting, seen = [source], set[fx.Node]()
+    while waiting:
+        node = waiting.pop()
+        if node.op == "get_attr" and isinstance(
+            attribute(graph_module, str(node.target)), nn.Parameter
+        ):
+            return False
+        waiting.extend(one for one in node.all_input_nodes if one not in seen)
+        seen.update(node.all_input_nodes)
+    return True
 
 
-def _rename(graph_module: fx.GraphModule, held: fx.Node, path: str, wanted: str) -> None:
-    """Give the parameter the name that a plain layer's has, or the next one that is free."""
-    value, number, name = attribute(graph_module, path), 1, wanted
-    while (there := _found(graph_module, name)) is not None and not torch.equal(there, value):
+def _aside(found: dict[fx.Node, _Computed], source: fx.Node) -> str:
+    return f"computed_{list(found).index(source)}"
+
+
+def _free_path(graph_module: fx.GraphModule, computed: _Computed) -> str:
+    """The name that a plain layer's parameter has, or the next one that is free."""
+    named, kind = computed.layer.meta.get(LAYER), computed.kind
+    owner, number = str(named or module_path(computed.layer)), 1
+    path = f"{owner}.{kind}" if owner else kind
+    while not _is_free(graph_module, path):
         number += 1
-        name = f"{wanted}_{number}"
-    if there is None:
-        # Nothing trains statistics.
-        kind = wanted.rpartition(".")[2]
-        setter = set_buffer if kind in _STATISTICS.values() else set_parameter
-        setter(graph_module, name, value.detach())
-    held.target = name
+        if named is not None:
+            path = f"{owner}_{number}.{kind}"
+        else:
+            path = f"{owner}.{kind}_{number}" if owner else f"{kind}_{number}"
+    return path
 
 
-def _found(graph_module: fx.GraphModule, path: str) -> Tensor | None:
-    try:
-        value = attribute(graph_module, path)
-    except AttributeError:
-        return None
-    return value if isinstance(value, Tensor) else torch.empty(0)
+def _is_free(graph_module: fx.GraphModule, path: str) -> bool:
+    """Whether nothing is there, and no parameter on the way."""
+    found: Any = graph_module
+    for part in path.split("."):
+        if isinstance(found, Tensor):
+            return False
+        if not hasattr(found, part):
+            return True
+        found = getattr(found, part)
+    return False

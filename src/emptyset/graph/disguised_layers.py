@@ -8,30 +8,36 @@ simulated. As layers they have weights that a plan quantizes.
 from typing import Any, TypeGuard
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from emptyset.graph.computed_weights import LAYER
+from emptyset.graph.computed_weights import LAYER, values_without_images
 from emptyset.graph.nodes import call
 from emptyset.graph.operators import argument, is_parameter, name_of
 
 ATEN = torch.ops.aten
+Constants = dict[fx.Node, Tensor]
+# The others give what they computed in another precision.
+_PLAIN = {
+    ATEN.matmul.default, ATEN.mm.default, ATEN.addmm.default, ATEN.conv_transpose1d.default,
+}  # fmt: skip
 
 
 def disguised_layers(graph_module: fx.GraphModule) -> int:
     """Write ``x @ W``, ``addmm`` and one-dimensional transposed convolutions as plain layers.
 
-    The weight's new shape is computed from the parameter; `computed_weights` makes it one.
+    W may be computed of parameters, too. Its new shape is; `computed_weights` makes it a parameter.
 
     Returns:
         How many there were.
     """
     graph, changed = graph_module.graph, 0
+    constants = values_without_images(graph_module)
     for node in list(graph.nodes):
         kind = name_of(node)
-        if kind not in _REWRITTEN:
+        if kind not in _REWRITTEN or node in constants or node.target not in _PLAIN:
             continue
         with graph.inserting_before(node):
-            new = _REWRITTEN[kind](node)
+            new = _REWRITTEN[kind](node, constants)
         if new is None:
             continue
         node.replace_all_uses_with(new)
@@ -40,47 +46,53 @@ def disguised_layers(graph_module: fx.GraphModule) -> int:
     return changed
 
 
-def _product(node: fx.Node) -> fx.Node | None:
+def _product(node: fx.Node, constants: Constants) -> fx.Node | None:
     """``x @ W`` with W ``(in, out)``."""
     x, weight = node.args[:2]
-    if is_parameter(x) or not _is_matrix(weight):
+    if x in constants or not _is_matrix(weight, constants):
         return None
     turned = call(node.graph, ATEN.t.default, (weight,), node)
     return _linear(node, weight, (x, turned))
 
 
-def _product_and_sum(node: fx.Node) -> fx.Node | None:
-    """``addmm(b, x, W)``: ``beta b + alpha x @ W``, b ``(out,)`` or one number for all outputs."""
+def _product_and_sum(node: fx.Node, constants: Constants) -> fx.Node | None:
+    """``addmm(b, x, W)``: ``beta b + alpha x @ W``, one b for each output or for all of them."""
     bias, x, weight = node.args[:3]
-    if is_parameter(x) or not _is_matrix(weight) or not is_parameter(bias):
+    if x in constants or not _is_matrix(weight, constants) or bias not in constants:
         return None
-    if bias.meta["val"].dim() > 1:
+    assert isinstance(bias, fx.Node)
+    graph, outputs, shape = node.graph, weight.meta["val"].shape[1], constants[bias].shape
+    if len(shape) > 1 and shape[0] != 1:
         return None  # of images or positions
-    graph, outputs = node.graph, weight.meta["val"].shape[1]
     turned = call(graph, ATEN.t.default, (weight,), node)
     scaled = [
         call(graph, ATEN.mul.Tensor, (value, node.kwargs.get(name, 1)), node)
         for value, name in ((turned, "alpha"), (bias, "beta"))
     ]
-    each = call(graph, ATEN.expand.default, (scaled[1], [outputs]), node)
+    row = call(graph, ATEN.reshape.default, (scaled[1], [-1]), node)
+    each = call(graph, ATEN.expand.default, (row, [outputs]), node)
     return _linear(node, weight, (x, scaled[0], each))
 
 
 def _linear(node: fx.Node, weight: fx.Node, operands: tuple[Any, ...]) -> fx.Node:
     """The layer, called after the parameter: a module may multiply by several."""
     made = call(node.graph, ATEN.linear.default, operands, node)
-    made.meta[LAYER] = str(weight.target).removesuffix(".weight")
+    if is_parameter(weight):
+        made.meta[LAYER] = str(weight.target).removesuffix(".weight")
     return made
 
 
-def _is_matrix(value: Any) -> TypeGuard[fx.Node]:
-    return is_parameter(value) and value.meta["val"].dim() == 2
+def _is_matrix(value: Any, constants: Constants) -> TypeGuard[fx.Node]:
+    """Whether it is of parameters alone, and numbers that a plan can quantize."""
+    found = constants.get(value) if isinstance(value, fx.Node) else None
+    return found is not None and found.dim() == 2 and found.is_floating_point()
 
 
-def _transposed_convolution(node: fx.Node) -> fx.Node | None:
+def _transposed_convolution(node: fx.Node, constants: Constants) -> fx.Node | None:
     """One of a row of positions is one of a map of one row."""
     x, weight = node.args[:2]
-    if not is_parameter(weight):
+    found = constants.get(weight) if isinstance(weight, fx.Node) else None
+    if x in constants or found is None or not found.is_floating_point():
         return None
     graph = node.graph
     stride, padding, more, dilation = (

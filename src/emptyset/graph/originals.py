@@ -10,7 +10,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, fx
 
-from emptyset.graph.operators import attribute
+from emptyset.graph.operators import (
+    argument,
+    attribute,
+    layer_path,
+    parameter_of,
+    weighted_layers,
+)
 
 # Written as parameters, yet nothing may train them: statistics, and the bounds of clips.
 FIXED = (
@@ -66,14 +72,19 @@ def unlearnt(
         originals: By path.
         switched_on: Names of quantizers; a weight's is the path of the weight.
     """
-    layers = {name.removesuffix("weight") for name in switched_on}
-    parameters = dict(program.named_parameters()) if switched_on else {}
-    return {
-        path: value
-        for path, value in originals.items()
-        if path.removesuffix("weight").removesuffix("bias") not in layers
-        and f"{path.removesuffix('bias')}absorbed" not in parameters
-    }
+    if not switched_on:
+        return dict(originals)
+    learnt, parameters = set[str](), dict(program.named_parameters())
+    for layer in weighted_layers(program):
+        weight, bias = parameter_of(layer.args[1]), parameter_of(argument(layer, 2))
+        assert weight is not None
+        if str(weight.target) in switched_on:
+            learnt.add(str(weight.target))
+        elif f"{layer_path(layer)}.absorbed" not in parameters:
+            continue
+        if bias is not None:
+            learnt.add(str(bias.target))
+    return {path: value for path, value in originals.items() if path not in learnt}
 
 
 def separated(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -60,8 +60,6 @@ def beside_of(context: RunContext, source: Any, monitor: Monitor) -> Any:
 def require_source(context: RunContext) -> None:
     """Refuse a source, and real images beside it, before time goes into anything else.
 
-    Nothing is asked where a student is there already.
-
     Raises:
         ImagesError: If real images are not there or have no labels, or labels are learnt from that
             the source does not have.
@@ -69,7 +67,7 @@ def require_source(context: RunContext) -> None:
         UnsupportedModelError: If the teacher lacks what the source needs.
     """
     recipe, section = context.recipe, context.recipe.source
-    if section is None or context.folder.record("student") is not None:
+    if section is None:
         return
     beside = section.beside
     if beside is not None and not Path(beside.images).exists():
@@ -79,7 +77,8 @@ def require_source(context: RunContext) -> None:
         if takes_source(one.method, one.settings()):
             entry = refiners.get(one.method)
             made = entry.make(checked_config(entry.config, one.settings(), where=(one.method,)))
-            made.require_fit(Bits.parse(recipe.plan.bits), source)
+            if (fits := getattr(made, "require_fit", None)) is not None:
+                fits(Bits.parse(recipe.plan.bits), source)
     if beside is not None:
         generation.require_choice(source, beside.choose, beside.per_class, beside.below)
         images = pipeline.images_from(beside.images, context.teacher)
