@@ -15,7 +15,7 @@ Differs from source:
       the same.
     * An activation is learnt in the block that gives it. Where shortcuts are quantized, the
       released code learns the one that a shortcut and its block's first layer share in the block
-      that reads it; at 1,500 steps that changed nothing here (w2a4, ResNet-20: 89.0 either way).
+      that reads it; at 1,500 steps that changed nothing here (tried once: w2a4, ResNet-20).
     * First ranges come from the refiner `calibrate`: the same 100 factors and exponent, over all
       its images and of what the float network gives (released: 32 images of the quantized prefix);
       where activations have both signs, each end is searched by itself; 8 bits take the extremes.
