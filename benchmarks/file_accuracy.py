@@ -3,8 +3,9 @@
     python benchmarks/file_accuracy.py [--networks a,b] [--bits w8a8] [--images zeroq]
 
 Protocol: plan `integer`, refiner `calibrate`, seed 0, 1,024 images of 25 steps. Each network's own
-float top-1 stands beside; the same recipe on 1,024 real training images too. The ViT has no BatchNorm: only
-real images. Writes `results/file_accuracy.md` and `.json`; rows already there are kept.
+float top-1 stands beside; the same recipe on 1,024 real training images too. The ViT has no
+BatchNorm: only real images. Writes `results/file_accuracy.md` and `.json`; rows already there are
+kept.
 """
 
 import argparse
