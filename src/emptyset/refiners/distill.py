@@ -53,7 +53,7 @@ Differs from source: with stored images activation ranges come from these (augme
 from dataclasses import dataclass
 from fractions import Fraction
 
-from emptyset.errors import NotCalibratedError, RecipeError
+from emptyset.errors import NotCalibratedError
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images, ImageSource, LiveSource
 from emptyset.images.mixing import IMAGES_ONLY, MIXINGS
@@ -75,13 +75,7 @@ from emptyset.refiners.course import (
 from emptyset.refiners.generator_ranges import follow_generator
 from emptyset.refiners.inundation import INUNDATIONS
 from emptyset.refiners.published_rates import note_compounding_ranges, note_folded_rates
-from emptyset.refiners.source_warm_up import (
-    NotesAlone,
-    note_doubts,
-    note_warm_up,
-    require_labels,
-    warmed_up,
-)
+from emptyset.refiners.source_warm_up import NotesAlone, note_doubts, require_fit, warmed_up
 from emptyset.refiners.training import Training
 from emptyset.refiners.training_parts import AUGMENTATIONS, source_of
 from emptyset.registry import refiners
@@ -344,9 +338,9 @@ class Distill:
 
         Raises:
             ImagesError: If labels are learnt from that the source does not have.
-            RecipeError: If no step is left for the student.
+            RecipeError: If no step is left for the student, or its ranges come from elsewhere.
         """
-        require_labels(source, self.config.course(bits, source))
+        require_fit(source, self.config.course(bits, source))
 
     def refine(
         self,
@@ -382,10 +376,9 @@ class Distill:
         if not course.learned:
             note_folded_rates(student, self.config.preset, monitor)
             note_compounding_ranges(course, monitor)
-        note_doubts(live, course, monitor, judged=evaluate is not None)
+        note_doubts(live, course, monitor, judged=evaluate is not None, warm_up=self.config.warm_up)
         if live is not None:
-            require_labels(live, course)
-            note_warm_up(self.config.warm_up, course, monitor)
+            require_fit(live, course)
         calibrated, calibrate = not student.without_ranges(), refiners.get("calibrate")
         refiner = calibrate.make(calibrate.config())
         if course.learned and live is not None:
@@ -401,10 +394,5 @@ class Distill:
             refiner.refine(student, images, seed=seed, monitor=monitor)
         source = live or source_of(images, seed)
         if course.ranges_from == GENERATOR:
-            if live is not None:
-                raise RecipeError(
-                    "distill: ranges_from 'gdfq' is for stored images; beside a source its own "
-                    "images give the ranges. Leave ranges_from at 'images'."
-                )
             follow_generator(student, course, seed=seed, monitor=monitor)
         Training(student, source, course, seed, evaluate=evaluate).run(monitor)

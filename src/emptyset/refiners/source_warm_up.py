@@ -4,11 +4,11 @@ makes the images that the first ranges come from.
 
 import torch
 
-from emptyset.errors import CollapseError, ImagesError
+from emptyset.errors import CollapseError, ImagesError, RecipeError
 from emptyset.images.image_set import ImageSet
 from emptyset.images.image_source import LiveSource
 from emptyset.monitor import Monitor, SilentMonitor, State
-from emptyset.refiners.course import Course
+from emptyset.refiners.course import GENERATOR, Course
 from emptyset.refiners.student_losses import NO_LABELS
 
 KEY = "distill.warm_up"
@@ -16,14 +16,20 @@ SHOWN = "distill"
 CALIBRATION_IMAGES = 256
 
 
-def require_labels(source: LiveSource, course: Course) -> None:
-    """Refuse a source without labels beside a loss of labels, before it has learnt anything.
+def require_fit(source: LiveSource, course: Course) -> None:
+    """Refuse a course that cannot be learnt beside this source, before that has learnt anything.
 
     Raises:
-        ImagesError: If so.
+        ImagesError: If labels are learnt from that the source does not have.
+        RecipeError: If ranges are to come from a generator beside a source.
     """
     if not source.labelled and course.cross_entropy > 0:
         raise ImagesError(NO_LABELS)
+    if course.ranges_from == GENERATOR:
+        raise RecipeError(
+            "distill: ranges_from 'gdfq' is for stored images; beside a source its own images give "
+            "the ranges. Leave ranges_from at 'images'."
+        )
 
 
 class NotesAlone(SilentMonitor):
@@ -38,16 +44,25 @@ class NotesAlone(SilentMonitor):
 
 
 def note_doubts(
-    source: LiveSource | None, course: Course, monitor: Monitor, *, judged: bool
+    source: LiveSource | None,
+    course: Course,
+    monitor: Monitor,
+    *,
+    judged: bool,
+    warm_up: float | None,
 ) -> None:
-    """Say of labels that are not learnt from, and of a best student that cannot be told.
+    """Say of labels that are not learnt from, of a best student that cannot be told, and of a
+    warm-up of another length.
 
     Args:
         source: Beside the student, if any.
         course: What it is to learn.
         monitor: Hears of it.
         judged: Whether the caller judges the student.
+        warm_up: Share of the steps that was asked for; None: the preset's.
     """
+    if source is not None:
+        _note_warm_up(warm_up, course, monitor)
     # Of the others' losses without a cross entropy, AIT's and AdaSG's, that is the point.
     unused = course.cross_entropy == 0 and course.logit_distance > 0
     if source is not None and source.labelled and unused:
@@ -63,14 +78,7 @@ def note_doubts(
         )
 
 
-def note_warm_up(asked: float | None, course: Course, monitor: Monitor) -> None:
-    """Say of a warm-up that is not as long as it was asked to be.
-
-    Args:
-        asked: Share of the steps; None: the preset's.
-        course: What it came to.
-        monitor: Hears of it.
-    """
+def _note_warm_up(asked: float | None, course: Course, monitor: Monitor) -> None:
     if asked is None or course.warm_up == round(course.steps * asked):
         return
     why = (
