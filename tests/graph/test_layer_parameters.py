@@ -123,3 +123,25 @@ def test_a_learnt_bias_stays_with_its_learnt_weight(calibrated: Callable[..., An
     changed = [path for path in learnt if not torch.equal(now[path], learnt[path])]
     assert changed == ["head.bias"]
     assert torch.equal(now["head.bias"], student.originals["head.bias"])
+
+
+class Queries(nn.Module):
+    """Learnt queries go through a layer that no image reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.learnt = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.randn(1, 2, 8))
+        self.query, self.key = nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        asked = self.query(self.learnt).expand(len(x), -1, -1)
+        mixed = F.scaled_dot_product_attention(asked, self.key(tokens), tokens)
+        return self.head(mixed.mean(1))
+
+
+def test_a_layer_that_no_image_reaches_is_left_as_it_is(calibrated: Callable[..., Any]) -> None:
+    student, images = calibrated(Queries().requires_grad_(False), "w4a8", plan="every_layer")
+    emptyset.refine(student, images, "bias_correction", statistics="empirical")
+    assert set(student.originals) == {"patches.bias", "key.bias", "head.bias"}

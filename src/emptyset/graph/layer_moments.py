@@ -57,6 +57,18 @@ class _Sums:
         return Moments(self._shift[:, 0] + mean, variance.sqrt())
 
 
+def layers_of_images(program: fx.GraphModule, layers: Sequence[fx.Node]) -> list[fx.Node]:
+    """Those layers that read something of the images.
+
+    What another one gives (of learnt queries, say) is the same for all images and has no moments.
+    """
+    reached: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+    return [layer for layer in layers if layer in reached]
+
+
 @torch.no_grad()
 def float_moments(
     student: Student, layers: list[fx.Node], batches: Iterable[Tensor]
@@ -65,7 +77,7 @@ def float_moments(
 
     Args:
         student: Prepared.
-        layers: Nodes of its program.
+        layers: From ``layers_of_images``.
         batches: ``(N, C, H, W)`` each.
     """
     sums = {layer: _Sums() for layer in layers}
@@ -96,7 +108,7 @@ def quantized_moments_in_turn(
 
     Args:
         student: Calibrated.
-        layers: Nodes of its program, in order of execution.
+        layers: From ``layers_of_images``, in order of execution.
         batches: ``(N, C, H, W)`` each, none larger than the first.
         limit: Bytes of activations that may be in memory between two nodes; what is more lies in
             files, and the moments are the same to the last bit. None: all.

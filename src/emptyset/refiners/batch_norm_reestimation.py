@@ -26,7 +26,12 @@ from emptyset.errors import ImagesError, UnsupportedModelError
 from emptyset.graph.activation_statistics import layer_statistics
 from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.channel_chains import bias_of
-from emptyset.graph.layer_moments import Moments, float_moments, quantized_moments_in_turn
+from emptyset.graph.layer_moments import (
+    Moments,
+    float_moments,
+    layers_of_images,
+    quantized_moments_in_turn,
+)
 from emptyset.graph.operators import layer_path
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
@@ -110,7 +115,7 @@ class BatchNormReestimation:
         require_ranges(student, KEY)
         if len(images) == 0:
             raise ImagesError(f"{KEY}: there are no images. Give at least one batch.")
-        layers = self._layers(student)
+        layers = layers_of_images(student.program, self._layers(student))
         config = self.config
         shown = images_in_room(
             student, images, config.most_images, config.batch_size, config.memory

@@ -33,7 +33,7 @@ from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.channel_chains import weight_of
 from emptyset.graph.channel_labels import shape_of
 from emptyset.graph.edits import quantizer_of
-from emptyset.graph.layer_moments import float_moments, quantized_moments_in_turn
+from emptyset.graph.layer_moments import float_moments, layers_of_images, quantized_moments_in_turn
 from emptyset.graph.operators import layer_path, name_of, weight_axis
 from emptyset.graph.student import Student
 from emptyset.images.image_source import Images
@@ -161,6 +161,7 @@ class BiasCorrection:
         shown = images_in_room(
             student, images, config.most_images, config.batch_size, config.memory
         )
+        layers = layers_of_images(student.program, layers)
         wanted = float_moments(student, layers, shown.batches)
         kept = dict(monitor.restore("bias_correction") or {})
         in_turn = quantized_moments_in_turn(student, layers, shown.batches, limit=shown.limit)
