@@ -50,6 +50,37 @@ class Residual(Chain):
         return self.last(F.relu(self.fourth(x)).mean((2, 3)))
 
 
+class Prepared(Chain):
+    """The network normalises its images itself, or does something else to them first."""
+
+    def __init__(self, first: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1))
+        self.prepare = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.prepare(x, self.mean))
+
+
+@pytest.mark.parametrize(
+    ("first", "quantized"),
+    [
+        (lambda x, mean: (x - mean) / 0.25, ["div.output"]),
+        (lambda x, mean: 2 * x[:, [2, 1, 0]] - mean, ["sub.output"]),
+        (lambda x, _: x + x.flip(3), ["input", "add.output"]),
+        (lambda x, _: x + x, ["input", "add.output"]),
+        (lambda x, mean: torch.sigmoid(x - mean), ["sigmoid.output"]),
+    ],
+    ids=["normalised", "reordered and scaled", "with itself", "twice", "sigmoid"],
+)
+def test_an_image_is_quantized_behind_arithmetic_with_constants(
+    first: Callable[[Tensor, Tensor], Tensor], quantized: list[str], prepared: Prepare
+) -> None:
+    student = prepared(Prepared(first))
+    names = [name.removeprefix("network.") for name in widths(student)]
+    assert names[: names.index("relu.output")] == quantized
+
+
 def test_first_and_last_layers_and_their_inputs_have_8_bits(prepared: Prepare) -> None:
     given = {n: (b.weights, b.inputs, b.role) for n, b in prepared(Chain()).layer_bits.items()}
     assert given == {

@@ -5,7 +5,8 @@ the first and last layer 8; every other tensor that enters or leaves a convoluti
 add, mul, concat or pool has 8. A tensor that only b-bit operators read is quantized once, at b
 bits; one that is also read at 8 is quantized in series. A layer owns its clip (ReLU, ReLU6).
 Operators that only move values share their input's scale; averages and resizes have their own.
-The logits stay float.
+What a network does to its images first (arithmetic with constants) stays float, and so do the
+logits.
 """
 
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from emptyset.graph.operators import (
     is_tensor,
     is_weighted,
     layer_path,
+    name_of,
     pass_inputs,
     tensor_inputs,
 )
@@ -43,6 +45,8 @@ from emptyset.graph.plans import (
 from emptyset.quantizers.bits import Bits
 from emptyset.quantizers.pt2e import SharedQuantizationSpec
 from emptyset.registry import plans
+
+ARITHMETIC = {"add", "sub", "mul", "div"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,7 @@ class IntegerQuantizer(PlanQuantizer):
     def __init__(self, bits: Bits, overrides: Mapping[str, str], settings: IntegerSettings) -> None:
         super().__init__(bits, overrides)
         self.settings = settings
+        self._preparing: set[fx.Node] = set()
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
         """BatchNorm that nothing absorbed becomes a depthwise 1x1 convolution."""
@@ -101,6 +106,7 @@ class IntegerQuantizer(PlanQuantizer):
             weight = node.args[1]
             assert isinstance(weight, fx.Node)
             annotate(node, {weight: weight_spec(node, layer.weights, symmetric=symmetric)}, None)
+        self._preparing = preparing(model)
         for group in groups(model):
             self._annotate_group(group)
         self.float_inputs = [layer_path(node) for node in self.layers if not _reads_quantized(node)]
@@ -116,7 +122,8 @@ class IntegerQuantizer(PlanQuantizer):
         """Quantize the tensors that share one scale."""
         wanted = {edge: self._wanted(*edge) for edge in group.readers}
         widths = {bits for bits in wanted.values() if bits is not None}
-        if not widths and not any(_computes(root) for root in group.roots):
+        on_integers = [root for root in group.roots if root not in self._preparing]
+        if not widths and not any(_computes(root) for root in on_integers):
             return
         if not widths and group.leaves:
             return  # the logits
@@ -137,6 +144,8 @@ class IntegerQuantizer(PlanQuantizer):
             return layer.inputs if tensor is reader.args[0] else None
         if is_matmul(reader):
             return self.bits.activations
+        if reader in self._preparing:
+            return None
         if is_binary(reader) or is_average(reader) or is_resize(reader):
             return 8
         return None
@@ -191,6 +200,28 @@ def groups(model: fx.GraphModule) -> list[Group]:
         leaves = any(u.op == "output" for n in nodes for u in n.users)
         found.append(Group(nodes, roots, readers, leaves, order))
     return found
+
+
+def preparing(model: fx.GraphModule) -> set[fx.Node]:
+    """Arithmetic of the image with constants, as in ``(x - mean) / std``, and moves between.
+
+    An integer kernel would round the image before each of these; so it is rounded once, behind.
+    """
+    found: set[fx.Node] = set()
+    node = next(one for one in model.graph.nodes if one.op == "placeholder")
+    while True:
+        readers = [user for user in node.users if is_tensor(user)]
+        if len(readers) != 1:
+            return found
+        (reader,) = readers
+        others = [source for source in tensor_inputs(reader) if source is not node]
+        once = list(reader.args[:2]).count(node) == 1  # no x + x
+        arithmetic = name_of(reader) in ARITHMETIC and once and all(map(is_parameter, others))
+        if not arithmetic and not is_pass(reader):
+            return found
+        if arithmetic:
+            found.add(reader)
+        node = reader
 
 
 def owns_clip(node: fx.Node) -> bool:
