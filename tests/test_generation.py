@@ -73,8 +73,9 @@ def test_what_is_no_generator_is_refused(teacher: Teacher, tmp_path: Path) -> No
     assert f"{plain}: is no generator. Give the generator.safetensors" in refusal(plain, teacher)
     text = tmp_path / "notes.txt"
     text.write_text("These are only some notes about a generator.\n", encoding="utf-8")
-    for path in (text, tmp_path / "missing", tmp_path):
+    for path in (text, tmp_path / "missing"):
         assert f"{path}: not a readable generator" in refusal(path, teacher)
+    assert f"{tmp_path}: is a folder. Give the generator.safetensors" in refusal(tmp_path, teacher)
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_a_weight_that_is_a_buffer_is_calibrated_too(images: ImageSet) -> None:
     student = prepare(Teacher("t", Fixed().requires_grad_(False).eval(), spec), "w8a8")
     calibrate(student, images)
     largest = student.teacher.module.kernel.abs().amax((1, 2, 3))
-    torch.testing.assert_close(student.quantizers["kernel"].scale, largest / 127)
+    torch.testing.assert_close(student.quantizers["kernel.weight"].scale, largest / 127)
 
 
 class FirstAndSecond(nn.Module):
