@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import emptyset
 from emptyset.errors import RecipeError
 from emptyset.graph.student import Student, prepare
 from emptyset.teachers.teacher import Teacher
@@ -67,11 +68,12 @@ class Prepared(Chain):
     [
         (lambda x, mean: (x - mean) / 0.25, ["div.output"]),
         (lambda x, mean: 2 * x[:, [2, 1, 0]] - mean, ["sub.output"]),
+        (lambda x, mean: (1 - x) * mean, ["mul.output"]),
         (lambda x, _: x + x.flip(3), ["input", "add.output"]),
         (lambda x, _: x + x, ["input", "add.output"]),
         (lambda x, mean: torch.sigmoid(x - mean), ["sigmoid.output"]),
     ],
-    ids=["normalised", "reordered and scaled", "with itself", "twice", "sigmoid"],
+    ids=["normalised", "reordered and scaled", "turned", "with itself", "twice", "sigmoid"],
 )
 def test_an_image_is_quantized_behind_arithmetic_with_constants(
     first: Callable[[Tensor, Tensor], Tensor], quantized: list[str], prepared: Prepare
@@ -79,6 +81,20 @@ def test_an_image_is_quantized_behind_arithmetic_with_constants(
     student = prepared(Prepared(first))
     names = [name.removeprefix("network.") for name in widths(student)]
     assert names[: names.index("relu.output")] == quantized
+
+
+def test_without_images_the_range_behind_it_is_that_of_all_pixels(prepared: Prepare) -> None:
+    network = Prepared(lambda x, mean: (x - mean) / 0.25)
+    network.first = nn.Sequential(network.first, nn.BatchNorm2d(5))  # type: ignore[assignment]
+    for name in ("second", "third", "fourth"):
+        layer = getattr(network, name)
+        setattr(network, name, nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels)))
+    student = prepared(network, "w8a8")
+    emptyset.refine(student, None, "calibrate", activation_values="batch_norm")
+    low, high = student.teacher.input.pixel_range()
+    quantizer = student.quantizers["network.div.output"]
+    span = (high - 0.2) / 0.25 - (low - 0.6) / 0.25
+    assert quantizer.scale.item() == pytest.approx(float(span) / 255, rel=1e-6)
 
 
 def test_first_and_last_layers_and_their_inputs_have_8_bits(prepared: Prepare) -> None:

@@ -46,7 +46,7 @@ from emptyset.quantizers.bits import Bits
 from emptyset.quantizers.pt2e import SharedQuantizationSpec
 from emptyset.registry import plans
 
-ARITHMETIC = {"add", "sub", "mul", "div"}
+ARITHMETIC = {"add", "sub", "rsub", "mul", "div"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
