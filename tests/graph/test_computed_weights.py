@@ -180,3 +180,16 @@ def test_computed_statistics_stay_buffers() -> None:
     buffers = dict(graph.named_buffers())
     assert {"norm.running_mean", "alone.running_var"} <= set(buffers)
     assert len(buffers["alone.running_var"]) == 6
+
+
+@pytest.mark.parametrize("kind", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_hooks_computed_with_gradients_are_layers_too(
+    kind: Callable[..., nn.Module], calibrated: Callable[..., Any]
+) -> None:
+    net = nn.Sequential(kind(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(192, 5)).eval()
+    net(torch.rand(2, 3, 8, 10))
+    assert not net[0].weight.is_leaf
+    student, images = calibrated(net, "w8a8")
+    assert [layer.name for layer in student.layers()] == ["0", "3"]
+    with torch.no_grad(), student.float_mode():
+        torch.testing.assert_close(student(images.images), net(images.images), atol=1e-5, rtol=1e-5)

@@ -59,6 +59,7 @@ class Teacher:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", unwrapped(self.module))
+        _detach_computed(self.module)
         for name, value in self.module.named_parameters():
             if value.is_floating_point() and value.dtype != torch.float32:
                 dtype = str(value.dtype).removeprefix("torch.")
@@ -110,6 +111,16 @@ class Teacher:
         """``(count, C, H, W)`` zeros on the teacher's device, to trace with."""
         parameter = next(self.module.parameters(), torch.zeros(()))
         return torch.zeros(count, *self.input.shape, device=parameter.device)
+
+
+def _detach_computed(module: nn.Module) -> None:
+    """What hooks computed with gradients (`torch.nn.utils.weight_norm`, `spectral_norm`) cannot be
+    copied; without them it is the same values, which the hook computes anew in every forward.
+    """
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                setattr(part, name, value.detach())
 
 
 def hash_of_weights(module: nn.Module) -> str:
