@@ -37,8 +37,7 @@ STAGES = "stages.json"
 PARTIAL = ".partial"
 LOCK = ".lock"
 
-# 2: parameters that no module of one layer holds lie at LAYER.weight.
-FORMAT = 2
+FORMAT = 1
 
 
 @dataclass(frozen=True)

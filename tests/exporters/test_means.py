@@ -1,11 +1,17 @@
 """Means run on integers, whatever they go over, and the file computes them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import numpy_helper
 from torch import Tensor, nn
+
+from emptyset.exporters.certificate import certify
 
 MEANS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "channels": (lambda x: x.mean(1), 8 * 10),
@@ -39,6 +45,23 @@ def test_a_mean_runs_on_integers(kind: str, bits: str, shipped) -> None:
     assert artefact.integer_share == 1.0
 
 
+class Both(nn.Module):
+    """Means over as many channels of a map as there are tokens of another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(8 * 10 + 6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        tokens = x.flatten(2)[:, :, 4:10].transpose(1, 2)
+        return self.head(torch.cat([x.mean(1).flatten(1), tokens.mean(1)], 1))
+
+
+def test_means_over_as_many_of_another_rank_have_weights_of_their_own(shipped) -> None:
+    assert shipped(Both()).integer_share == 1.0
+
+
 @pytest.mark.parametrize("axes", [(3,), (1, 2, 3)], ids=["columns", "everything"])
 def test_a_mean_without_an_integer_form_stays(axes: tuple[int, ...], shipped) -> None:
     features = 6 * 8 if axes == (3,) else 1
@@ -58,6 +81,19 @@ class SpatialAttention(nn.Module):
         x = F.relu(self.conv(x))
         seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
         return self.head((x * torch.sigmoid(self.where(seen))).mean((2, 3)))
+
+
+def test_a_changed_weight_of_a_mean_is_found(exported, tmp_path: Path) -> None:
+    student, images, artefact = exported(Mean(*MEANS["channels"]))
+    model = onnx.load(artefact.path)
+    (equal,) = [n for n in model.graph.node if n.output[0].startswith("equal_parts")]
+    (step,) = [c for c in model.graph.initializer if c.name == equal.input[1]]
+    off = numpy_helper.to_array(step) * np.float32(1 + 1e-6)
+    step.CopyFrom(numpy_helper.from_array(off, step.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    fault = certify(tmp_path / "changed.onnx", student, images).fault
+    assert fault is not None
+    assert "not all equal parts" in fault
 
 
 def test_means_of_few_codes_fall_alike_however_they_are_summed(shipped) -> None:

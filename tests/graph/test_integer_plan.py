@@ -69,11 +69,22 @@ class Prepared(Chain):
         (lambda x, mean: (x - mean) / 0.25, ["div.output"]),
         (lambda x, mean: 2 * x[:, [2, 1, 0]] - mean, ["sub.output"]),
         (lambda x, mean: (1 - x) * mean, ["mul.output"]),
+        (lambda x, mean: x - mean.flatten()[None, :, None, None], ["sub.output"]),
+        (lambda x, mean: x.sub_(mean).div_(torch.as_tensor([0.5]).view(-1, 1, 1)), ["div.output"]),
         (lambda x, _: x + x.flip(3), ["input", "add.output"]),
         (lambda x, _: x + x, ["input", "add.output"]),
         (lambda x, mean: torch.sigmoid(x - mean), ["sigmoid.output"]),
     ],
-    ids=["normalised", "reordered and scaled", "turned", "with itself", "twice", "sigmoid"],
+    ids=[
+        "normalised",
+        "reordered and scaled",
+        "turned",
+        "reshaped",
+        "in place",
+        "with itself",
+        "twice",
+        "sigmoid",
+    ],
 )
 def test_an_image_is_quantized_behind_arithmetic_with_constants(
     first: Callable[[Tensor, Tensor], Tensor], quantized: list[str], prepared: Prepare

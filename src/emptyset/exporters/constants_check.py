@@ -39,6 +39,10 @@ def compare_constants(path: Path, simulation: Simulation) -> tuple[int, str | No
         fault = _bias(file, layers.get(name), bias)
         if fault:
             return count, f"{name}: {fault}"
+    parts, fault = _equal_parts(file)
+    count += parts
+    if fault:
+        return count, fault
     for name, value in file.constants():
         expected = _attribute(simulation.program, name)
         if expected is None or not expected.is_floating_point():
@@ -127,7 +131,7 @@ def _quantize(file: _File, program: fx.GraphModule, node: fx.Node) -> str | None
     """Scale, zero point and upper bound of the quantizer that writes this value, if one does."""
     scale, zero_point, *wanted = (_number(program, a) for a in node.args[1:5])
     made, bottom, top = file.producers.get(node.name), 0, 255
-    while made is not None and made.op_type in ("Clip", "Reshape", "Flatten"):
+    while made is not None and made.op_type in ("Clip", "Reshape", "Flatten", "Squeeze"):
         if made.op_type == "Clip":
             low, high = (int(file.graph.array(n)) for n in made.input[1:3])
             bottom, top = max(bottom, low), min(top, high)
@@ -142,6 +146,19 @@ def _quantize(file: _File, program: fx.GraphModule, node: fx.Node) -> str | None
     if not np.array_equal(file.zero_point(made), zero_point):
         return "the file's zero point differs from the simulation's"
     return None
+
+
+def _equal_parts(file: _File) -> tuple[int, str | None]:
+    """How many means are convolutions, and which has weights other than the code 1, step 1 / C."""
+    from emptyset.exporters.onnx_means import EQUAL_PARTS
+
+    nodes = [node for node in file.graph.nodes if node.output[0].startswith(EQUAL_PARTS)]
+    for node in nodes:
+        codes, step = (file.graph.array(name) for name in node.input[:2])
+        equal = np.all(codes == 1) and np.all(step == np.float32(1 / codes.shape[1]))
+        if not equal or np.any(file.zero_point(node)):
+            return len(nodes), f"{node.output[0]}: this mean's weights are not all equal parts"
+    return len(nodes), None
 
 
 def _bias(file: _File, layer: Any, bias: IntegerBias) -> str | None:

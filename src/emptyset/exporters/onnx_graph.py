@@ -70,6 +70,8 @@ class OnnxGraph:
         if array.size > 8 or len(name) > 80:
             name = self.fresh(stem)
         name = name.replace("-", "m").replace(".", "p")
+        if name in self.constants and tuple(self.constants[name].dims) != array.shape:
+            name = self.fresh(name)
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(array, name)
         return name

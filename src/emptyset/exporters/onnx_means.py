@@ -14,6 +14,9 @@ from emptyset.exporters.onnx_graph import OnnxGraph
 from emptyset.exporters.onnx_rewrites import DEQUANTIZE, QUANTIZE, shapes_of
 from emptyset.exporters.simulation import Simulation
 
+# The weight of a mean over channels.
+EQUAL_PARTS = "equal_parts"
+
 
 def means_on_integers(graph: OnnxGraph, simulation: Simulation) -> int:
     """Rewrite every mean between a dequantize and a quantize that has an integer form.
@@ -55,7 +58,7 @@ def _rewritten(graph: OnnxGraph, mean: NodeProto, over: list[int], shape: Any) -
     rank, name = len(shape), graph.fresh(mean.output[0])
     if rank > 2 and over == list(range(2, rank)):
         return graph.add("GlobalAveragePool", [mean.input[0]], name)
-    if rank == 4 and over == [1, 2]:
+    if rank == 4 and over == [1, 2] and isinstance(shape[3], int):
         return graph.add("GlobalAveragePool", [_channels_second(graph, mean.input[0])], name)
     if rank in (3, 4) and over == [1] and isinstance(shape[1], int):
         return graph.add("Conv", [mean.input[0], _ones(graph, shape[1], rank)], name)
@@ -76,7 +79,7 @@ def _ones(graph: OnnxGraph, channels: int, rank: int) -> str:
     codes = graph.constant("ones", np.ones((1, channels, *[1] * (rank - 2)), np.int8))
     step = graph.constant("one_part", np.array([1 / channels], np.float32))
     zero = graph.constant("no_offset", np.zeros(1, np.int8))
-    return graph.add(DEQUANTIZE, [codes, step, zero], graph.fresh("equal_parts"), axis=0)
+    return graph.add(DEQUANTIZE, [codes, step, zero], graph.fresh(EQUAL_PARTS), axis=0)
 
 
 def _restore_shape(

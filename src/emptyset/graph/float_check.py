@@ -67,4 +67,4 @@ def _seeded(network: torch.nn.Module, images: torch.Tensor) -> Any:
         torch.default_generator.manual_seed(SEED)
         if on_gpu:
             torch.cuda.manual_seed(SEED)
-        return network(images)
+        return network(images.clone())  # a network may write over what it reads

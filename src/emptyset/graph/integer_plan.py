@@ -46,7 +46,7 @@ from emptyset.quantizers.bits import Bits
 from emptyset.quantizers.pt2e import SharedQuantizationSpec
 from emptyset.registry import plans
 
-ARITHMETIC = {"add", "sub", "rsub", "mul", "div"}
+ARITHMETIC = {"add", "sub", "rsub", "neg", "mul", "div"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +209,10 @@ def preparing(model: fx.GraphModule) -> set[fx.Node]:
     """
     found: set[fx.Node] = set()
     node = next(one for one in model.graph.nodes if one.op == "placeholder")
+    of_images = {node}
+    for one in model.graph.nodes:
+        if not of_images.isdisjoint(one.all_input_nodes):
+            of_images.add(one)
     while True:
         readers = [user for user in node.users if is_tensor(user)]
         if len(readers) != 1:
@@ -216,7 +220,8 @@ def preparing(model: fx.GraphModule) -> set[fx.Node]:
         (reader,) = readers
         others = [source for source in tensor_inputs(reader) if source is not node]
         once = list(reader.args[:2]).count(node) == 1  # no x + x
-        arithmetic = name_of(reader) in ARITHMETIC and once and all(map(is_parameter, others))
+        constants = of_images.isdisjoint(others)
+        arithmetic = name_of(reader) in ARITHMETIC and once and constants
         if not arithmetic and not is_pass(reader):
             return found
         if arithmetic:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from emptyset.graph.student import Student
 
 GUARD_IMAGES = 512
+# A student that was saved in another form is made again. 2: every layer's weight at LAYER.weight.
+STUDENT_FORMAT = 2
 FLOAT_FILE = "float.onnx"
 UNKNOWN_LOSS = (
     "there was no image to compare teacher and student on, so what was lost is not known. Give "
@@ -105,6 +107,7 @@ class Stages:
             recipe.seed,
             *([chosen] if chosen else []),
             *source_identity(recipe),
+            STUDENT_FORMAT,
         ]
 
         def work(at: Workplace) -> dict[str, Any]:

@@ -157,7 +157,8 @@ class Calibrate:
                 monitor.advance("calibrate", seen, len(images))
                 count = seen
                 monitor.keep("calibrate", lambda count=count: _state(estimators, count))  # type: ignore[misc]
-        if self.config.input_range == "pixels" and (warning := beyond.warning()) is not None:
+        ends = self.config.input_range == "pixels" and _quantizes_images_alone(student)
+        if ends and (warning := beyond.warning()) is not None:
             monitor.note(f"Warning: calibrate: {warning}")
 
     def _batch_size(self, student: Student) -> int:
