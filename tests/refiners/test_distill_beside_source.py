@@ -308,22 +308,28 @@ def test_unlabelled_images_and_a_cross_entropy_exclude_each_other(teacher: Teach
         taught(teacher, make("zaq", teacher), **PUBLISHED, preset="gdfq")
 
 
+class Heard(SilentMonitor):
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
 @pytest.mark.parametrize(
     ("held_out", "judge", "said"), [(0, None, True), (8, None, False), (0, lambda _: 1.0, False)]
 )
 def test_a_best_student_that_nothing_can_tell_is_told_of(
     held_out: int, judge: Any, said: bool, teacher: Teacher
 ) -> None:
-    class Heard(SilentMonitor):
-        def note(self, message: str) -> None:
-            notes.append(message)
-
-    notes: list[str] = []
+    heard = Heard()
     taught(
         teacher, make("gdfq", teacher), **PUBLISHED, preset="gdfq", keep="best",
-        held_out=held_out, evaluate=judge, monitor=Heard(),
+        held_out=held_out, evaluate=judge, monitor=heard,
     )  # fmt: skip
-    assert any("keep is 'best'" in note for note in notes) == said
+    assert any("keep is 'best'" in note for note in heard.notes) == said
 
 
 @pytest.mark.parametrize(
@@ -339,14 +345,10 @@ def test_a_best_student_that_nothing_can_tell_is_told_of(
 def test_a_warm_up_of_another_length_is_told_of(
     source: str, settings: dict[str, Any], said: str | None, teacher: Teacher
 ) -> None:
-    class Heard(SilentMonitor):
-        def note(self, message: str) -> None:
-            notes.append(message)
-
-    notes: list[str] = []
+    heard = Heard()
     plan = {} if settings["preset"] == "learned" else PUBLISHED
-    taught(teacher, make(source, teacher), **plan, **settings, monitor=Heard())
-    told = [note for note in notes if "warm_up" in note]
+    taught(teacher, make(source, teacher), **plan, **settings, monitor=heard)
+    told = [note for note in heard.notes if "warm_up" in note]
     assert (said is None) == (not told)
     assert said is None or said in told[0]
 
@@ -364,14 +366,10 @@ def test_a_warm_up_of_another_length_is_told_of(
 def test_labels_that_preset_zaq_does_not_learn_from_are_told_of(
     source: str, settings: dict[str, Any], said: bool, teacher: Teacher
 ) -> None:
-    class Heard(SilentMonitor):
-        def note(self, message: str) -> None:
-            notes.append(message)
-
-    notes: list[str] = []
+    heard = Heard()
     based = {"base": "zaq", "student_steps": 2} if source == "qimera" else {}
-    taught(teacher, make(source, teacher, **based), **PUBLISHED, monitor=Heard(), **settings)
-    assert any("cross_entropy 0.1" in note for note in notes) == said
+    taught(teacher, make(source, teacher, **based), **PUBLISHED, monitor=heard, **settings)
+    assert any("cross_entropy 0.1" in note for note in heard.notes) == said
 
 
 def test_zaq_learns_its_loss_from_stored_images_too(teacher: Teacher) -> None:

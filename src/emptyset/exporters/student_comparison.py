@@ -17,7 +17,7 @@ from emptyset.exporters.frozen_batch_norm import factor_and_bias, frozen_chain
 from emptyset.exporters.simulation import Simulation, is_quantize
 from emptyset.graph.bias_range import keep_biases_in_int32
 from emptyset.graph.edits import quantizer_of
-from emptyset.graph.operators import WEIGHTED, argument, attribute, name_of
+from emptyset.graph.operators import WEIGHTED, argument, attribute, behind_images, name_of
 from emptyset.graph.originals import originals_in_place
 from emptyset.graph.student import Student
 
@@ -42,7 +42,7 @@ def student_fault(student: Student, simulation: Simulation, images: Tensor) -> s
         quantizer.enabled = True
     run = _Recording(copied)
     logits = run.run(images).numpy()
-    names = [node.name for node in _behind_images(program) if is_quantize(node)]
+    names = [node.name for node in behind_images(program) if is_quantize(node)]
     layers = [list(_layers(of)) for of in (copied.program, program)]
     if len(names) != len(run.codes) or len(layers[0]) != len(layers[1]):
         return "the simulation has other tensors or layers than the student"
@@ -83,7 +83,7 @@ class _Recording(fx.Interpreter):
     def __init__(self, student: Student) -> None:
         super().__init__(student.program)
         self.codes: list[np.ndarray[Any, Any]] = []
-        quantizers = {n: quantizer_of(student.program, n) for n in _behind_images(student.program)}
+        quantizers = {n: quantizer_of(student.program, n) for n in behind_images(student.program)}
         self._quantizers = {node: found for node, found in quantizers.items() if found is not None}
 
     def run_node(self, node: fx.Node) -> Any:
@@ -91,15 +91,6 @@ class _Recording(fx.Interpreter):
             codes = self._quantizers[node].codes(self.env[node.all_input_nodes[0]])
             self.codes.append(codes.to(torch.int16).numpy())
         return super().run_node(node)
-
-
-def _behind_images(program: fx.GraphModule) -> list[fx.Node]:
-    """Every node whose value depends on the images, in order of execution."""
-    found: dict[fx.Node, None] = {}
-    for node in program.graph.nodes:
-        if node.op == "placeholder" or not found.keys().isdisjoint(node.all_input_nodes):
-            found[node] = None
-    return list(found)
 
 
 def _layers(program: fx.GraphModule) -> list[fx.Node]:

@@ -29,12 +29,14 @@ class _Computed:
     """Where one computed value is read from now on.
 
     Attributes:
+        path: Of the new parameter, until its name is free.
         layer: The first that reads it.
         kind: What it is to that layer, for example ``weight``.
         held: Every node that reads the new parameter.
         fixed: Whether it is computed of buffers alone, or a statistic: nothing trains it.
     """
 
+    path: str
     layer: fx.Node
     kind: str
     fixed: bool
@@ -58,11 +60,11 @@ def computed_weights(graph_module: fx.GraphModule) -> None:
                 continue
             if source not in found:
                 fixed = kind in _STATISTICS.values() or _of_buffers(graph_module, source)
-                found[source] = _Computed(node, kind, fixed)
-            path = _aside(found, source)
-            set_parameter(graph_module, path, values[source].detach().clone())
+                found[source] = _Computed(f"computed_{len(found)}", node, kind, fixed)
+                value = values[source].detach().clone()
+                set_parameter(graph_module, found[source].path, value)
             with graph.inserting_before(node):
-                held = get_parameter(graph, path, values[source], like=node)
+                held = get_parameter(graph, found[source].path, values[source], like=node)
             node.update_arg(position, held)
             found[source].held.append(held)
     if not found:
@@ -108,10 +110,6 @@ def _of_buffers(graph_module: fx.GraphModule, source: fx.Node) -> bool:
         waiting.extend(one for one in node.all_input_nodes if one not in seen)
         seen.update(node.all_input_nodes)
     return True
-
-
-def _aside(found: dict[fx.Node, _Computed], source: fx.Node) -> str:
-    return f"computed_{list(found).index(source)}"
 
 
 def _free_path(graph_module: fx.GraphModule, computed: _Computed) -> str:

@@ -5,21 +5,18 @@ A runtime that finds a float weight between quantized values may quantize it by 
 simulated. As layers they have weights that a plan quantizes.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
 
 from emptyset.graph.computed_weights import LAYER, values_without_images
-from emptyset.graph.nodes import call
-from emptyset.graph.operators import argument, is_parameter, name_of
+from emptyset.graph.nodes import call, rewrite
+from emptyset.graph.operators import argument, is_parameter
 
 ATEN = torch.ops.aten
 Constants = dict[fx.Node, Tensor]
-# The others give what they computed in another precision.
-_PLAIN = {
-    ATEN.matmul.default, ATEN.mm.default, ATEN.addmm.default, ATEN.conv_transpose1d.default,
-}  # fmt: skip
 
 
 def disguised_layers(graph_module: fx.GraphModule) -> int:
@@ -30,20 +27,14 @@ def disguised_layers(graph_module: fx.GraphModule) -> int:
     Returns:
         How many there were.
     """
-    graph, changed = graph_module.graph, 0
     constants = values_without_images(graph_module)
-    for node in list(graph.nodes):
-        kind = name_of(node)
-        if kind not in _REWRITTEN or node in constants or node.target not in _PLAIN:
-            continue
-        with graph.inserting_before(node):
-            new = _REWRITTEN[kind](node, constants)
-        if new is None:
-            continue
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-        changed += 1
-    return changed
+
+    def plainer(node: fx.Node) -> fx.Node | None:
+        # Other overloads give what they computed in another precision.
+        made = _REWRITTEN.get(node.target)
+        return None if made is None or node in constants else made(node, constants)
+
+    return rewrite(graph_module.graph, plainer)
 
 
 def _product(node: fx.Node, constants: Constants) -> fx.Node | None:
@@ -111,9 +102,9 @@ def _row(size: Any, empty: int) -> list[int]:
     return [empty, along]
 
 
-_REWRITTEN = {
-    "matmul": _product,
-    "mm": _product,
-    "addmm": _product_and_sum,
-    "conv_transpose1d": _transposed_convolution,
+_REWRITTEN: dict[Any, Callable[[fx.Node, Constants], fx.Node | None]] = {
+    ATEN.matmul.default: _product,
+    ATEN.mm.default: _product,
+    ATEN.addmm.default: _product_and_sum,
+    ATEN.conv_transpose1d.default: _transposed_convolution,
 }

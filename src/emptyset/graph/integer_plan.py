@@ -17,6 +17,7 @@ from torch import fx
 from emptyset.graph.batch_norm import to_depthwise
 from emptyset.graph.operators import (
     argument,
+    behind_images,
     is_average,
     is_binary,
     is_clip,
@@ -208,20 +209,15 @@ def preparing(model: fx.GraphModule) -> set[fx.Node]:
     An integer kernel would round the image before each of these; so it is rounded once, behind.
     """
     found: set[fx.Node] = set()
-    node = next(one for one in model.graph.nodes if one.op == "placeholder")
-    of_images = {node}
-    for one in model.graph.nodes:
-        if not of_images.isdisjoint(one.all_input_nodes):
-            of_images.add(one)
+    node, *behind = behind_images(model)
     while True:
         readers = [user for user in node.users if is_tensor(user)]
         if len(readers) != 1:
             return found
         (reader,) = readers
-        others = [source for source in tensor_inputs(reader) if source is not node]
         once = list(reader.args[:2]).count(node) == 1  # no x + x
-        constants = of_images.isdisjoint(others)
-        arithmetic = name_of(reader) in ARITHMETIC and once and constants
+        others = {source for source in tensor_inputs(reader) if source is not node}
+        arithmetic = name_of(reader) in ARITHMETIC and once and others.isdisjoint(behind)
         if not arithmetic and not is_pass(reader):
             return found
         if arithmetic:

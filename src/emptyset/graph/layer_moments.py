@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from emptyset.graph.channel_labels import channel_axis
+from emptyset.graph.operators import behind_images
 from emptyset.graph.room import MappedFile
 from emptyset.graph.student import Student
 
@@ -62,10 +63,7 @@ def layers_of_images(program: fx.GraphModule, layers: Sequence[fx.Node]) -> list
 
     What another one gives (of learnt queries, say) is the same for all images and has no moments.
     """
-    reached: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node.op == "placeholder" or not reached.isdisjoint(node.all_input_nodes):
-            reached.add(node)
+    reached = set(behind_images(program))
     return [layer for layer in layers if layer in reached]
 
 
@@ -137,16 +135,9 @@ class _Flow:
     def __init__(self, program: fx.GraphModule, batches: list[Tensor], limit: int | None) -> None:
         self._interpreter, self._count = fx.Interpreter(program), len(batches)
         self._room = _Room(limit)
-        # What the nodes that depend on the images gave.
-        self._known: dict[fx.Node, _Kept] = {}
-        depend: dict[fx.Node, None] = {}
-        for node in program.graph.nodes:
-            if node.op == "placeholder":
-                # Whoever gave the images holds them anyway.
-                self._known[node] = _Kept(_Room(None), batches)
-            if node in self._known or any(n in depend for n in node.all_input_nodes):
-                depend[node] = None
-        self._nodes = [node for node in depend if node not in self._known]
+        image, *self._nodes = behind_images(program)
+        # What the nodes that depend on the images gave. Whoever gave the images holds them anyway.
+        self._known: dict[fx.Node, _Kept] = {image: _Kept(_Room(None), batches)}
         self._last_reader = {n: node for node in self._nodes for n in node.all_input_nodes}
 
     def order(self, layers: Sequence[fx.Node]) -> list[fx.Node]:

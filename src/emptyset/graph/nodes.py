@@ -1,5 +1,6 @@
 """Inserting and removing nodes of a captured graph, with shapes kept up to date."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -31,6 +32,19 @@ def call(graph: fx.Graph, target: Any, arguments: tuple[Any, ...], like: fx.Node
         with mode:
             node.meta["val"] = target(*values)
     return node
+
+
+def rewrite(graph: fx.Graph, plainer: Callable[[fx.Node], fx.Node | None]) -> int:
+    """Put what ``plainer`` makes of a node in its place, None: it stays; gives how many."""
+    changed = 0
+    for node in list(graph.nodes):
+        with graph.inserting_before(node):
+            new = plainer(node)
+        if new is not None:
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+            changed += 1
+    return changed
 
 
 def set_parameter(graph_module: nn.Module, path: str, value: Tensor) -> None:

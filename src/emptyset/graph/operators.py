@@ -213,6 +213,15 @@ def weighted_layers(graph_module: GraphModule) -> list[Node]:
     return [node for node in graph_module.graph.nodes if is_weighted(node)]
 
 
+def behind_images(graph_module: GraphModule) -> list[Node]:
+    """The images, and every node whose value depends on them, in order of execution."""
+    found: dict[Node, None] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "placeholder" or not found.keys().isdisjoint(node.all_input_nodes):
+            found[node] = None
+    return list(found)
+
+
 def is_getitem(node: Node) -> bool:
     """Whether the node picks one output of an operator that has several."""
     return node.op == "call_function" and node.target is operator.getitem

@@ -12,7 +12,7 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
 from emptyset.errors import CaptureError
-from emptyset.graph.nodes import call
+from emptyset.graph.nodes import call, rewrite
 from emptyset.graph.operators import argument, is_tensor, name_of
 
 ATEN = torch.ops.aten
@@ -24,24 +24,19 @@ def plain_operators(graph_module: fx.GraphModule) -> int:
     Raises:
         CaptureError: If part of the network computes in another precision than its images have.
     """
-    graph, changed = graph_module.graph, 0
+    graph = graph_module.graph
     for node in list(graph.nodes):
-        kind = name_of(node)
-        if kind == "_assert_tensor_metadata":
+        if name_of(node) == "_assert_tensor_metadata":
             # It says of a cast what type torch saw before it; whoever runs the graph decides that.
             graph.erase_node(node)
-            continue
-        if kind not in PLAIN:
-            continue
-        with graph.inserting_before(node):
-            new = PLAIN[kind](node)
-        if new is None:
-            continue
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-        changed += 1
+    changed = rewrite(graph, _plainer)
     _one_precision(graph)
     return changed
+
+
+def _plainer(node: fx.Node) -> fx.Node | None:
+    made = PLAIN.get(name_of(node))
+    return None if made is None else made(node)
 
 
 def _one_precision(graph: fx.Graph) -> None:
