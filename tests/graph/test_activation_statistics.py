@@ -64,6 +64,8 @@ class Operators(nn.Module):
         self.left, self.right, self.between = block(3, 4, 1), block(3, 4, 1), between
         self.slopes = nn.PReLU(4)
         nn.init.uniform_(self.slopes.weight, 0.1, 0.6)
+        self.register_buffer("offset", torch.tensor([0.3, -0.2, 0.1, 0.5]))
+        self.register_buffer("spread", torch.tensor([0.5, 2.0, 1.5, 3.0]))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.between(self, self.left(x), self.right(x))
@@ -75,6 +77,8 @@ class Operators(nn.Module):
         lambda net, x, y: F.relu(x) + y,
         lambda net, x, y: x - 2.5 * F.relu6(y),
         lambda net, x, y: 3.0 - x,
+        lambda net, x, y: (x - net.offset.view(1, 4, 1, 1)) / net.spread[None, :, None, None],
+        lambda net, x, y: F.relu(x) * net.spread.exp().unsqueeze(-1).unsqueeze(-1),
         lambda net, x, y: F.relu(x) * torch.sigmoid(y),
         lambda net, x, y: torch.cat([F.relu(x), y * 2], 1),
         lambda net, x, y: F.pad(F.relu(x), (0, 0, 0, 0, 1, 2)),
@@ -84,8 +88,8 @@ class Operators(nn.Module):
         lambda net, x, y: F.pad(x, (4, 0, 0, 4)),
     ],
     ids=[
-        "sum", "difference", "from a constant", "product", "concat", "zero channels", "hardswish",
-        "prelu", "leaky", "zero border",
+        "sum", "difference", "from a constant", "normalised", "computed factor", "product",
+        "concat", "zero channels", "hardswish", "prelu", "leaky", "zero border",
     ],
 )  # fmt: skip
 def test_moments_are_those_of_normal_values_sent_through(

@@ -38,6 +38,7 @@ from emptyset.graph.channel_labels import (
     shape_of,
     value_of,
 )
+from emptyset.graph.computed_weights import values_without_images
 from emptyset.graph.edits import OUTPUT_DEVIATION, OUTPUT_MEAN, channel_clip_bounds, has
 from emptyset.graph.operators import (
     AVERAGE,
@@ -46,7 +47,6 @@ from emptyset.graph.operators import (
     clip_bounds,
     is_clip,
     is_getitem,
-    is_parameter,
     is_weighted,
     layer_path,
     name_of,
@@ -68,9 +68,14 @@ Told = tuple[ClippedNormal, int]
 
 
 class Known(Mapping[fx.Node, ClippedNormal]):
-    """Description of every tensor that is known, by node."""
+    """Description of every tensor that is known, by node.
 
-    def __init__(self) -> None:
+    Attributes:
+        constants: Value of every tensor that is the same for all images.
+    """
+
+    def __init__(self, constants: Mapping[fx.Node, Tensor]) -> None:
+        self.constants = constants
         self._told: dict[fx.Node, Told] = {}
 
     def __getitem__(self, node: fx.Node) -> ClippedNormal:
@@ -100,7 +105,8 @@ class Known(Mapping[fx.Node, ClippedNormal]):
 @torch.no_grad()
 def activation_statistics(student: Student) -> Known:
     """Description of every tensor that is known, by node."""
-    program, known = student.program, Known()
+    program = student.program
+    known = Known(values_without_images(program))
     for node in program.graph.nodes:
         if node.op == "placeholder":
             told: Told | None = _image(student.teacher.input), channel_axis(node)
@@ -157,7 +163,7 @@ def _described(program: fx.GraphModule, node: fx.Node, known: Known) -> Told | N
     if not any(source in known for source in node.all_input_nodes):
         return None
     if kind in ("add", "sub", "mul"):
-        return _binary(program, node, known)
+        return _binary(node, known)
     if moves_values(node):
         return _moved(node, known)
     told_source = _same(node, known)
@@ -170,7 +176,7 @@ def _described(program: fx.GraphModule, node: fx.Node, known: Known) -> Told | N
     if bounds is not None:
         low, high = (end.cpu() if isinstance(end, Tensor) else end for end in bounds)
         return source.clipped(low, high), axis
-    return _function(program, node, source, axis) if kind in FUNCTIONS else None
+    return _function(node, source, axis, known.constants) if kind in FUNCTIONS else None
 
 
 def _weighted_sum(
@@ -234,7 +240,7 @@ def _window(pool: fx.Node, values: fx.Node) -> int:
     return int(math.prod(sides * 2 if len(sides) == 1 else sides))
 
 
-def _binary(program: fx.GraphModule, node: fx.Node, known: Known) -> Told | None:
+def _binary(node: fx.Node, known: Known) -> Told | None:
     """Sum, difference or product of two tensors, or of one and a constant."""
     rank, described = len(shape_of(node)), [n for n in node.all_input_nodes if n in known]
     # Operands of fewer axes are aligned at the last one.
@@ -242,7 +248,7 @@ def _binary(program: fx.GraphModule, node: fx.Node, known: Known) -> Told | None
     if len(axes) != 1:
         return None
     (axis,) = axes
-    found = _combined(node, *(_operand(program, node, n, known, axis) for n in node.args[:2]))
+    found = _combined(node, *(_operand(node, n, known, axis) for n in node.args[:2]))
     return None if found is None else (found, axis)
 
 
@@ -270,18 +276,15 @@ def _combined(
     ))  # fmt: skip
 
 
-def _operand(
-    program: fx.GraphModule, node: fx.Node, value: Any, known: Known, axis: int
-) -> ClippedNormal | Tensor | None:
+def _operand(node: fx.Node, value: Any, known: Known, axis: int) -> ClippedNormal | Tensor | None:
     """A described tensor, a constant ``()`` or ``(C,)``, or None."""
     if isinstance(value, int | float):
         return torch.tensor(float(value), dtype=torch.double)
     if not isinstance(value, fx.Node):
         return None
-    parameter = parameter_of(value)
-    if parameter is not None:
-        return _per_channel(node, attribute(program, str(parameter.target)), axis)
-    return known.get(value)
+    # Through a quantizer of weights.
+    constant = known.constants.get(parameter_of(value) or value)
+    return known.get(value) if constant is None else _per_channel(node, constant, axis)
 
 
 def _per_channel(node: fx.Node, constant: Tensor, axis: int) -> Tensor | None:
@@ -295,14 +298,14 @@ def _per_channel(node: fx.Node, constant: Tensor, axis: int) -> Tensor | None:
 
 
 def _function(
-    program: fx.GraphModule, node: fx.Node, source: ClippedNormal, axis: int
+    node: fx.Node, source: ClippedNormal, axis: int, constants: Mapping[fx.Node, Tensor]
 ) -> Told | None:
     rank, others = len(shape_of(node)), [n for n in node.all_input_nodes if n is not node.args[0]]
-    if not all(_is_per_channel(program, node, other, axis) for other in others):
+    if not all(n in constants and _is_per_channel(node, constants[n], axis) for n in others):
         return None
 
     def concrete(value: fx.Node) -> Any:
-        return attribute(program, str(value.target)).detach().double().cpu()
+        return constants[value].detach().double().cpu()
 
     def apply(points: Tensor) -> Tensor:
         shape = [len(points)] + [1] * (rank - 1)
@@ -314,11 +317,8 @@ def _function(
     return source.through(apply), axis
 
 
-def _is_per_channel(program: fx.GraphModule, node: fx.Node, value: fx.Node, axis: int) -> bool:
-    """Whether an operand is a constant with one value, or one for each channel."""
-    if not is_parameter(value):
-        return False
-    constant: Tensor = attribute(program, str(value.target))
+def _is_per_channel(node: fx.Node, constant: Tensor, axis: int) -> bool:
+    """Whether a constant has one value, or one for each channel."""
     if constant.numel() == 1 or name_of(node) == "prelu":
         return constant.numel() == 1 or axis == 1
     shape = shape_of(node)
