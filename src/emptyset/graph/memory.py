@@ -1,8 +1,8 @@
 """How much memory one image takes on its way through a student, read off the graph."""
 
 import math
-from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from emptyset.graph.student import Student
@@ -40,12 +40,20 @@ def largest_batch(student: Student, gigabytes: float, *, at_most: int) -> int:
     return max(1, min(at_most, fits))
 
 
+def size_for(size: int | torch.SymInt, images: int) -> int:
+    """A size of an exported tensor for so many images."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, images)))
+
+
 def _bytes(node: fx.Node) -> int:
-    """Bytes of the node's tensor for one image; 0 where it does not depend on the batch."""
+    """Bytes of the node's tensor for one image; 0 where it does not depend on the batch.
+
+    The batch may be any axis, or a part of one: windows of attention come before their tokens.
+    """
     value = node.meta.get("val")
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or all(isinstance(size, int) for size in value.shape):
         return 0
-    shape: list[Any] = list(value.shape)
-    if not shape or isinstance(shape[0], int):
-        return 0
-    return math.prod(int(size) for size in shape[1:]) * value.element_size()
+    return math.prod(size_for(size, 1) for size in value.shape) * value.element_size()

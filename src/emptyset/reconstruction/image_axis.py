@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from emptyset.errors import CaptureError, UnsupportedModelError
 from emptyset.graph.blocks import Block, find_blocks
+from emptyset.graph.memory import size_for
 from emptyset.graph.student import Student
 
 ATEN = torch.ops.aten
@@ -85,7 +86,7 @@ def images_axis(node: fx.Node) -> int | None:
 def shape_of(node: fx.Node, images: int) -> tuple[int, ...] | None:
     """Shape of the node's tensor for so many images; None where it is not known."""
     value = _value(node)
-    return None if value is None else tuple(_size_at(size, images) for size in value.shape)
+    return None if value is None else tuple(size_for(size, images) for size in value.shape)
 
 
 def gates(first: fx.Node, last: fx.Node) -> list[fx.Node]:
@@ -222,7 +223,7 @@ def _multiple_of_images(start: fx.Node, node: fx.Node) -> Any:
 def _size_of(node: fx.Node, images: int) -> int | None:
     """The integer that a node gives for so many images; None where it is not known."""
     if "val" in node.meta:
-        return _size_at(node.meta["val"], images)
+        return size_for(node.meta["val"], images)
     if node.target is ATEN.sym_size.int:
         source, axis = node.args
         assert isinstance(source, fx.Node)
@@ -234,14 +235,6 @@ def _size_of(node: fx.Node, images: int) -> int | None:
         return None
     computed: int = node.target(*numbers)  # type: ignore[operator]
     return computed
-
-
-def _size_at(size: int | torch.SymInt, images: int) -> int:
-    """A size for so many images."""
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, images)))
 
 
 def _value(node: fx.Node) -> Tensor | None:
