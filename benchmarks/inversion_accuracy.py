@@ -153,16 +153,28 @@ def measure(cell: cells.Cell) -> dict[str, Any]:
 
 
 def watched_training(
-    config: DistillConfig, student: Student, shown: Any, seed: int, test: ImageSet, folder: Path
-) -> tuple[float, dict[str, float]]:
+    config: DistillConfig, student: Student, shown: Any, seed: int, test: ImageSet, folder: Path,
+    *, looks: bool = True,
+) -> tuple[float, dict[str, float]]:  # fmt: skip
     """Train a student; what was measured on the way is kept, so a killed run goes on with it.
+
+    Args:
+        config: Of the training.
+        student: Prepared.
+        shown: Images or source.
+        seed: Of the training.
+        test: To measure on.
+        folder: Keeps states and measurements.
+        looks: Measure after every third too.
 
     Returns:
         Its seconds, and top-1 [%] by updates made.
     """
     history = folder / "epochs.json"
     monitor = Watching(
-        KeepingMonitor(SILENT, folder, print), lambda: top1(student, test), history=history
+        KeepingMonitor(SILENT, folder, print),
+        (lambda: top1(student, test)) if looks else None,
+        history=history,
     )
     if history.exists():
         monitor.seen = json.loads(history.read_text(encoding="utf-8"))

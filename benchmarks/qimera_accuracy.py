@@ -77,12 +77,17 @@ def measure(cell: cells.Cell) -> Row:
     config = DistillConfig(**cell.distill_settings())
     row |= {"lessons": config.steps, "batch": config.batch_size, **beside}
     try:
-        seconds, seen = watched_training(config, student, shown, cell.seed, test, folder)
+        seconds, seen = watched_training(
+            config, student, shown, cell.seed, test, folder, looks=cell.looked_at
+        )
     except CollapseError as fault:
         print(fault, flush=True)
         return row | {"last": "diverged"}
     row |= _worth(float_top1, top1(student, test), *seen.values()) | {"seconds": round(seconds)}
-    return row | (_between_classes(source, teacher, folder) if about.method else {})
+    if source is None:
+        return row
+    save_generator(source, folder / "generator.safetensors")
+    return row | (_between_classes(source, teacher) if cell.looked_at else {})
 
 
 def _fit(student: Student, images: ImageSet, cell: cells.Cell) -> None:
@@ -93,10 +98,8 @@ def _fit(student: Student, images: ImageSet, cell: cells.Cell) -> None:
 
 
 def _worth(float_top1: float, last: float, *seen: float) -> Row:
-    return {
-        "last": round(last, 2), "lost": round(float_top1 - last, 2),
-        "best": round(max(last, *seen) if seen else last, 2),
-    }  # fmt: skip
+    worth: Row = {"last": round(last, 2), "lost": round(float_top1 - last, 2)}
+    return worth | ({"best": round(max(last, *seen), 2)} if seen else {})
 
 
 def _stored(name: str, cell: cells.Cell, teacher: Teacher) -> ImageSet:
@@ -119,9 +122,8 @@ def _with_real(cell: cells.Cell, teacher: Teacher, source: Any) -> tuple[Any, Ro
     return shown, {"beside": shown.about["real_images_beside"]}
 
 
-def _between_classes(source: Any, teacher: Teacher, folder: Any) -> Row:
-    """Keeps the generator; with labels, what lies between its classes."""
-    save_generator(source, folder / "generator.safetensors")
+def _between_classes(source: Any, teacher: Teacher) -> Row:
+    """What lies between its classes, if it has labels."""
     if not source.method.labelled:
         return {}
     found = class_boundary(source, teacher)
