@@ -123,9 +123,22 @@ def test_the_float_file_has_the_same_pool(what: str, teacher_of, tmp_path: Path)
     np.testing.assert_allclose(logits, teacher.module(images).numpy(), atol=1e-5)
 
 
-def test_an_operator_without_an_onnx_form_is_named(calibrated, tmp_path: Path) -> None:
-    student, _ = calibrated(Between(lambda x: x + torch.special.i0(x)))
-    with pytest.raises(UnsupportedModelError, match=r"cannot write the operator '.*i0'") as caught:
+@pytest.mark.parametrize(
+    ("between", "name"),
+    [
+        (lambda x: x + torch.special.i0(x), ".*i0"),
+        # An image and its mirror image, taken apart again: the exporter dies of sizes unknown.
+        (lambda x: sum(torch.cat([x, x.flip(3)]).chunk(2)), "SplitToSequence"),
+    ],
+    ids=["no form", "a fault of the exporter"],
+)
+def test_an_operator_without_an_onnx_form_is_named(
+    between, name: str, calibrated, tmp_path: Path
+) -> None:
+    student, _ = calibrated(Between(between))
+    with pytest.raises(
+        UnsupportedModelError, match=f"cannot write the operator '{name}'"
+    ) as caught:
         export(student, tmp_path / "model.onnx")
     assert isinstance(caught.value, EmptysetError)
     assert "\x1b" not in str(caught.value)

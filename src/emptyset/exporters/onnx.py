@@ -182,13 +182,16 @@ def _require_onnx() -> None:
 
 
 def _to_proto(exported: torch.export.ExportedProgram, teacher: Teacher) -> Any:
+    # Of a step behind the translation, which torch's exporter lets through.
+    from onnx_ir.passes import PassError
+
     try:
         with quietly(), torch.no_grad():
             program = torch.onnx.export(
                 exported, (teacher.example().cpu(),), dynamo=True, opset_version=OPSET,
                 verbose=False, input_names=[INPUT_NAME],
             )  # fmt: skip
-    except torch.onnx.OnnxExporterError as error:
+    except (torch.onnx.OnnxExporterError, PassError) as error:
         raise UnsupportedModelError(_unwritten(error)) from error
     assert program is not None
     model = program.model_proto
@@ -202,7 +205,8 @@ def _unwritten(error: BaseException) -> str:
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
-    named = re.search(r"(?:op='|torch\.ops\.)([\w.]+)", "\n".join(map(str, reversed(chain))))
+    text = "\n".join(map(str, reversed(chain)))
+    named = re.search(r"(?:op='|torch\.ops\.|for node '\w+' \(::)([\w.]+)", text)
     what = f"the operator '{named[1]}'" if named else "this network"
     reason = str(chain[-1]).strip().partition("\n")[0]
     return (
