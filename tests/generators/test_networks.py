@@ -172,9 +172,9 @@ class PlainCells:
         ups, ops, cross = code.split("|")
         self.ups, self.ops, self.cross = (list(map(int, part)) for part in (ups, ops, cross))
 
-    def norm(self, x: Tensor, norm: LabelledNorm, epsilon: float = 1e-5) -> Tensor:
+    def norm(self, x: Tensor, norm: LabelledNorm) -> Tensor:
         gain, shift = norm.gain[self.labels], norm.shift[self.labels]
-        return normalised(x, epsilon) * gain[:, :, None, None] + shift[:, :, None, None]
+        return normalised(x, 0.8) * gain[:, :, None, None] + shift[:, :, None, None]
 
     def convolved(self, x: Tensor, block: nn.Module, padding: int, dilation: int) -> Tensor:
         x = F.leaky_relu(self.norm(x, block.norm), 0.2)
@@ -221,7 +221,7 @@ class PlainCells:
         for index in range(3):
             x = entering[index] if index == 0 else nodes[3] + entering[index]
             nodes = self.cell(index, x, nodes, sizes[index + 1])
-        x = F.leaky_relu(self.norm(nodes[3], self.net.norm, 0.8), 0.2)
+        x = F.leaky_relu(self.norm(nodes[3], self.net.norm), 0.2)
         x = F.conv2d(x, self.net.conv.weight, self.net.conv.bias, padding=1)
         return normalised(x.tanh(), 1e-5)
 

@@ -3,8 +3,7 @@
 Source: AutoReCon, Zhu et al. 2021, arXiv:2105.12151; the codes of the final cells are those in the
     code released with AIT. The search itself was not published in a form that could be repeated.
 Differs from source: a cross link "none" is left out; there it computes a tensor, then multiplies it
-    by zero. BatchNorm inside the cells has torch's own ε, and a cross link has the layers of an
-    upsampling: both could not be seen, guesses.
+    by zero.
 """
 
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from emptyset.generators.conditional_norm import LabelledNorm
 from emptyset.generators.upsampling_backbone import SLOPE, as_pixels
 
 WIDTH = 64
+# Of every class-conditional BatchNorm.
+EPSILON = 0.8
 # Upsamplings, operators and cross links of the three cells, as published.
 CELLS = {
     "cifar10": "000010|606546635666245|002001111222",
@@ -63,7 +64,7 @@ class _Block(nn.Module):
 
     def __init__(self, classes: int, kernel: int, dilation: int, width: int) -> None:
         super().__init__()
-        self.norm = LabelledNorm(width, classes)
+        self.norm = LabelledNorm(width, classes, epsilon=EPSILON)
         padding = dilation * (kernel // 2)
         self.conv = nn.Conv2d(width, width, kernel, padding=padding, dilation=dilation)
 
@@ -164,7 +165,6 @@ class AutoReConBackbone(nn.Module):
         classes: int,
         cells: str,
         width: int = WIDTH,
-        epsilon: float = 0.8,
     ) -> None:
         """Build it; ``initialised`` gives it values.
 
@@ -174,7 +174,6 @@ class AutoReConBackbone(nn.Module):
             classes: Number of classes.
             cells: One of ``CELLS``.
             width: Channels everywhere.
-            epsilon: ε of the last class-conditional BatchNorm.
         """
         super().__init__()
         channels, *size = shape
@@ -189,7 +188,7 @@ class AutoReConBackbone(nn.Module):
         self.cells = nn.ModuleList(
             _Cell(code, classes, width) for code in CellCode.parse(CELLS[cells])
         )
-        self.norm = LabelledNorm(width, classes, epsilon=epsilon)
+        self.norm = LabelledNorm(width, classes, epsilon=EPSILON)
         self.conv = nn.Conv2d(width, channels, 3, padding=1)
         self.pixels = nn.BatchNorm2d(channels, affine=False)
 

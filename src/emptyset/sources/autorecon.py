@@ -6,7 +6,7 @@ Idea: a third of the noise enters before each of three cells of searched upsampl
     and cross links; labels enter through class-conditional BatchNorm.
 Needs: a teacher with BatchNorm layers and at least 2 classes.
 Differs from source: the final cells are those in the code released with AIT; the search is not
-    repeated. See ``generators/autorecon_cells.py`` for what could not be seen.
+    repeated. A cross link "none", there a tensor times zero, is left out.
 """
 
 from dataclasses import asdict, dataclass
