@@ -1,7 +1,7 @@
 """Image sets, student recipes and cells of the tables that `inversion_accuracy.py` measures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -98,6 +98,8 @@ IMAGES = {
         "dffg", 5120, {"spectrum": 1.0, "step_size": 0.05, "steps": 200, "snapshots": 2}
     ),
 }
+# As many as reconstruction takes.
+IMAGES["harvested spectrum 1024"] = replace(IMAGES["harvested spectrum"], count=1024)
 # DFFG's sweep: 1,280 images of 128 starts. It began with the momentum of MI-FGSM's paper, 1, and
 # one setting was changed at a time; the best of it, momentum 0.9, became the default.
 SMALL = {"batch_size": 128, "steps": 200, "momentum": 1.0}

@@ -70,7 +70,7 @@ def measure(cell: cells.Cell) -> Row:
     else:
         shown = _stored(cell.source, cell, teacher)
     if cell.recipe == cells.TENTH or (ours and source is None):
-        images = shown if source is None else _stored("harvested spectrum", cell, teacher)
+        images = shown if source is None else _stored("harvested spectrum 1024", cell, teacher)
         _fit(student, images.subset(torch.arange(1024)), cell)
     if cell.source in cells.BESIDE:
         shown, beside = _with_real(cell, teacher, source)
