@@ -273,6 +273,33 @@ def test_the_traced_step_learns_the_same(teacher: Teacher, monkeypatch: pytest.M
         torch.testing.assert_close(compiled, eager, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("precision", "fast", "expected"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+    ],
+)
+def test_products_have_the_precision_asked_for(
+    precision: str,
+    fast: bool,
+    expected: torch.dtype,
+    teacher: Teacher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from emptyset.generators import step
+
+    monkeypatch.setattr(step, "has_fast_bfloat16", lambda _device: fast)
+    source = made("gdfq", teacher)
+    source.begin(8, BATCH, precision=precision)
+    lesson = source.next_batch(BATCH)
+    exact = teacher.module(lesson.images)
+    assert bool((lesson.teacher_logits == exact).all()) is (expected == torch.float32)
+    torch.testing.assert_close(lesson.teacher_logits, exact, atol=0.1, rtol=0.1)
+
+
 class Notes(SilentMonitor):
     def __init__(self) -> None:
         self.notes: list[str] = []

@@ -75,8 +75,9 @@ class Poisoned:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def begin(self, lessons: int, batch_size: int, *, monitor: Any) -> None:
-        self._source.begin(lessons, batch_size, monitor=monitor)
+    def begin(self, lessons: int, batch_size: int, *, precision: str, monitor: Any) -> None:
+        self.precision = precision
+        self._source.begin(lessons, batch_size, precision=precision, monitor=monitor)
 
     def next_batch(self, size: int) -> Lesson:
         lesson = self._source.next_batch(size)
@@ -121,6 +122,16 @@ def test_a_loss_that_is_not_finite_stops_training_with_the_last_good_student(
         assert torch.equal(student.state_dict()[path], good[-1][path]), path
     assert not any(p.requires_grad for p in student.program.parameters())
     assert not any(quantizer.trained for quantizer in student.quantizers.values())
+
+
+@pytest.mark.parametrize(("preset", "warm_up"), [("gdfq", 0.5), ("learned", 0.5)])
+def test_the_source_computes_in_the_precision_asked_for(
+    preset: str, warm_up: float, teacher: Teacher
+) -> None:
+    told = PUBLISHED if preset == "gdfq" else {}
+    source = Poisoned(make("gdfq", teacher), first=100)
+    taught(teacher, source, preset=preset, warm_up=warm_up, precision="bfloat16", **told)
+    assert source.precision == "bfloat16"
 
 
 def test_before_anything_was_good_the_student_stays_as_it_was(teacher: Teacher) -> None:

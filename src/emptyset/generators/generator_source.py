@@ -89,15 +89,29 @@ class GeneratorSource:
         self._bad_since = never((len(method.terms) + 1,), self._watched.device)
         self._open: tuple[Tensor, Lesson, Watched | None] | None = None
 
-    def begin(self, lessons: int, batch_size: int, *, monitor: Monitor = SILENT) -> None:
+    def begin(
+        self,
+        lessons: int,
+        batch_size: int,
+        *,
+        precision: str = "auto",
+        monitor: Monitor = SILENT,
+    ) -> None:
         """Told before the first batch: how many there will be, and of how many images.
 
         A generator that has been trained before keeps what it has learnt; the schedule of its rate
         begins anew.
+
+        Args:
+            lessons: Batches to come.
+            batch_size: Images in each.
+            precision: Of products in generator and teacher, whose answers the student learns from:
+                ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the hardware is faster so.
+            monitor: Hears of what takes long.
         """
         self._total, self._batch_size, self._first = lessons, batch_size, self._lessons
         self._lay_groundwork(monitor)
-        self._step.decide(lessons, batch_size, monitor)
+        self._step.decide(lessons, batch_size, precision, monitor)
 
     def next_batch(self, size: int) -> Lesson:
         """``size`` new images; a method that needs the teacher alone learns here.

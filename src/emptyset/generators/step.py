@@ -54,14 +54,18 @@ class GeneratorStep:
         self, method: GeneratorMethod, generator: Generator, watched: WatchedTeacher
     ) -> None:
         self._method, self._generator, self._teacher = method, generator, watched
-        fast = has_fast_bfloat16(watched.device)
-        self.execution = LessonExecution(False, torch.bfloat16 if fast else torch.float32)
+        self.execution = LessonExecution(False, self._dtype("auto"))
         self._weights = torch.tensor([t.weight for t in method.terms], device=watched.device)
         self._monitor: Monitor | None = None
         self._whole, self._tried = self._everything, False
 
-    def decide(self, lessons: int, batch_size: int, monitor: Monitor) -> None:
-        """Compile where the planned lessons save more time than compiling takes."""
+    def _dtype(self, precision: str) -> torch.dtype:
+        """Of products, for ``float32``, ``bfloat16`` or ``auto``."""
+        fast = precision == "auto" and has_fast_bfloat16(self._teacher.device)
+        return torch.bfloat16 if fast or precision == "bfloat16" else torch.float32
+
+    def decide(self, lessons: int, batch_size: int, precision: str, monitor: Monitor) -> None:
+        """Precision of products; compiled where that saves more time than compiling takes."""
         self._monitor = monitor
         elements, layers = self._teacher.work_per_image()
         wanted = not self._method.needs_student and worth_compiling(
@@ -77,7 +81,7 @@ class GeneratorStep:
                 f"{self._method.name}: no C++ compiler found, so the generator's step is not "
                 "compiled and takes longer. Install g++ or clang to change that."
             )
-        self._take(replace(self.execution, compiled=wanted))
+        self._take(LessonExecution(wanted, self._dtype(precision)))
 
     def restore(self, state: State) -> None:
         """Run as the killed run did: compiled and eager code round differently."""

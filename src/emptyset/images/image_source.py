@@ -100,10 +100,18 @@ class LiveSource(Protocol):
     needs_features: bool
     labelled: bool
 
-    def begin(self, lessons: int, batch_size: int, *, monitor: Monitor) -> None:
+    def begin(
+        self, lessons: int, batch_size: int, *, precision: str = "auto", monitor: Monitor
+    ) -> None:
         """Told before the first batch: how many there will be, and of how many images.
 
         Of a source that has been trained before, the schedule begins anew.
+
+        Args:
+            lessons: Batches to come.
+            batch_size: Images in each.
+            precision: Of its products: ``float32``, ``bfloat16``, or ``auto``: what is faster.
+            monitor: Hears of what takes long.
         """
 
     def next_batch(self, size: int) -> Lesson:

@@ -74,9 +74,11 @@ class WithImagesBeside:
         self.needs_student, self.needs_features = source.needs_student, source.needs_features
         self.labelled = source.labelled
 
-    def begin(self, lessons: int, batch_size: int, *, monitor: Monitor) -> None:
+    def begin(
+        self, lessons: int, batch_size: int, *, precision: str = "auto", monitor: Monitor
+    ) -> None:
         """Told once before the first batch."""
-        self.source.begin(lessons, batch_size, monitor=monitor)
+        self.source.begin(lessons, batch_size, precision=precision, monitor=monitor)
 
     def next_batch(self, size: int) -> Lesson:
         """``size`` images, the stored ones first where the student learns from them.

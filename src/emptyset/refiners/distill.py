@@ -138,8 +138,9 @@ class DistillConfig:
         inundation_cap: Greatest factor, ours; factors of thousands are common. (AIT: 100 in the
             first epoch after the warm-up, none later, which never ends where a gradient is 0.)
         precision: Of convolutions and linears while weights are learnt: ``float32``, ``bfloat16``,
-            or ``auto``: bfloat16 at 5 bits and below where the hardware is faster so. Quantizers,
-            losses and the finished student are in float32 always.
+            or ``auto``: bfloat16 at 5 bits and below where the hardware is faster so. Of a source's
+            generator and teacher too, there ``auto`` does not ask for bits. Quantizers, losses and
+            the finished student are in float32 always.
         weight_decay: Of everything but steps (0 | 1e-4 | 1e-4 | 5e-4; ait: 0).
         legacy: Not learned: activation ranges by the released compounding moving average, in the
             first epochs whatever the warm-up; AIT's search counts a moved zero point as a change of

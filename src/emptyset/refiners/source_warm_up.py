@@ -112,7 +112,7 @@ def warmed_up(
     Raises:
         CollapseError: If a loss of the source is not finite.
     """
-    source.begin(course.steps, course.batch_size, monitor=monitor)
+    source.begin(course.steps, course.batch_size, precision=course.precision, monitor=monitor)
     kept, number = monitor.restore(KEY), 0
     if kept is not None:
         source.load_state({k[7:]: v for k, v in kept.items() if k.startswith("source|")})

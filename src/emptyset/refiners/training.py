@@ -118,7 +118,7 @@ class Training:
         """All updates, or those that are left after a kill."""
         course, total = self._course, self._course.steps
         if self._live is not None and not course.learned:
-            self._live.begin(total, course.batch_size, monitor=monitor)
+            self._live.begin(total, course.batch_size, precision=course.precision, monitor=monitor)
         with self._learning():
             kept = monitor.restore(KEY)
             self._decide_execution(kept, monitor)
