@@ -87,7 +87,7 @@ def measure(cell: cells.Cell) -> Row:
     if source is None:
         return row
     save_generator(source, folder / "generator.safetensors")
-    return row | (_between_classes(source, teacher) if cell.looked_at else {})
+    return row | (_between_classes(source, teacher) if cell.source in cells.BETWEEN_CLASSES else {})
 
 
 def _fit(student: Student, images: ImageSet, cell: cells.Cell) -> None:
@@ -123,9 +123,7 @@ def _with_real(cell: cells.Cell, teacher: Teacher, source: Any) -> tuple[Any, Ro
 
 
 def _between_classes(source: Any, teacher: Teacher) -> Row:
-    """What lies between its classes, if it has labels."""
-    if not source.method.labelled:
-        return {}
+    """What lies between its classes."""
     found = class_boundary(source, teacher)
     return {
         "ratio": round(found.superposed.ratio, 3),

@@ -49,7 +49,9 @@ class TexQConfig(UpsampledGeneratorConfig):
 
     Attributes:
         statistics_weight: Of the distance from the stored BatchNorm statistics.
-        centre_weight: Of the distance from the centres; 0: none are made.
+        centre_weight: Of the distance from the centres; 0: none are made. 0.02 was published for
+            ``all``, whose sum is divided by layers and images: ``own`` is a mean, so with the same
+            number it counts twice as many times as a batch has images.
         centres: ``own``: every image is led by the centre of its class; ``all``: the batch by all
             centres together.
         centre_steps: Steps of Adam for the image of a class.
