@@ -45,7 +45,7 @@ def measure(cell: cells.Cell) -> Row:
     test = shared.labelled_images(cell.network)
     about = cells.SOURCES[cell.source]
     strict = {"strict": True} if cell.network in cells.STRICT else {}
-    ours = cell.recipe in (cells.OURS, cells.TENTH)
+    ours = cell.recipe not in (*cells.LESSONS, cells.CALIBRATED)
     student = emptyset.prepare(
         teacher, cell.bits, plan="every_layer", batch_norm="fold" if ours else "frozen", **strict
     )
@@ -63,15 +63,21 @@ def measure(cell: cells.Cell) -> Row:
     shown: Any
     source: Any = None
     beside: Row = {}
-    if about.method:
+    if cell.recipe == cells.AGAIN:
+        before = replace(cell, bits="w4a4", recipe=cells.OURS)
+        kept = folder_of("qimera", *(getattr(before, name) for name in KEY))
+        shown = source = generation.generator_from(kept / "generator.safetensors", teacher)
+    elif about.method:
         shown = source = generation.source(
             teacher, about.method, seed=cell.seed, **cell.source_settings()
         )
     else:
         shown = _stored(cell.source, cell, teacher)
-    if cell.recipe == cells.TENTH or (ours and source is None):
+    if cell.recipe in cells.INITIALISED or (ours and source is None):
         images = shown if source is None else _stored("harvested spectrum 1024", cell, teacher)
         _fit(student, images.subset(torch.arange(1024)), cell)
+    if cell.recipe in cells.INITIALISED:
+        row["reconstructed"] = round(top1(student, test), 2)
     if cell.source in cells.BESIDE:
         shown, beside = _with_real(cell, teacher, source)
     config = DistillConfig(**cell.distill_settings())
@@ -93,7 +99,7 @@ def measure(cell: cells.Cell) -> Row:
 def _fit(student: Student, images: ImageSet, cell: cells.Cell) -> None:
     """Ranges, and for the short training blocks too."""
     emptyset.refine(student, images, seed=cell.seed)
-    if cell.recipe == cells.TENTH:
+    if cell.recipe in cells.INITIALISED:
         emptyset.refine(student, images, "genie", seed=cell.seed, steps=1000, patience=5)
 
 
@@ -169,7 +175,7 @@ def table_of(name: str) -> Table:
 def write(name: str, row: Row) -> None:
     """Keep a row, what the paper reports beside it."""
     # Recipes of ours are not the paper's.
-    if row["recipe"] not in (cells.OURS, cells.TENTH):
+    if row["recipe"] in (*cells.LESSONS, cells.CALIBRATED):
         row = row | published(row["network"], row["source"], row["bits"])
     table_of(name).write(row)
     # The summary counts the new row too.

@@ -60,7 +60,11 @@ def test_presets_are_the_published_numbers(teacher: Teacher) -> None:
     released = DistillConfig(preset="gdfq", warm_up=0.125, legacy=True).course(BITS)
     assert [released.tracks(n) for n in (0, 799, 800, 9_999)] == [1, 1, 0, 0]
     zaq = DistillConfig(preset="zaq").course(BITS)
-    assert (zaq.steps, zaq.warm_up, zaq.learning_rate, zaq.weight_decay) == (108_000, 0, 0.1, 5e-4)
+    assert (zaq.steps, zaq.warm_up, zaq.learning_rate, zaq.weight_decay) == (108_000, 0, 1e-3, 5e-4)
+    moving = DistillConfig(preset="zaq", legacy=True).course(BITS)
+    assert (moving.learning_rate, moving.moves_statistics) == (0.1, True)
+    own = DistillConfig(preset="zaq", legacy=True, learning_rate=0.02).course(BITS)
+    assert (own.learning_rate, gdfq.moves_statistics, zaq.moves_statistics) == (0.02, False, False)
     assert (zaq.batch_size, zaq.ranges) == (256, "extremes")
     assert (zaq.logit_distance, zaq.relations, zaq.distillation, zaq.nesterov) == (1, 1, 0, False)
     rates = [zaq.share_of_rate(n) for n in (35_999, 36_000, 72_000)]

@@ -38,7 +38,7 @@ class Preset:
         flatness: Weight of the flatness of the logits' difference.
         mixing: How images are mixed.
         inundation: How updates are enlarged until codes change.
-        moves_statistics: Whether the released student's BatchNorm is in training mode.
+        moving_rate: Learning rate of the released student, where its BatchNorm is in training mode.
     """
 
     learned: bool = False
@@ -62,7 +62,7 @@ class Preset:
     flatness: float = 0.0
     mixing: str = "none"
     inundation: str = "none"
-    moves_statistics: bool = False
+    moving_rate: float | None = None
 
 
 # AdaSG and AdaDFQ on CIFAR: GDFQ's schedule, another loss.
@@ -86,11 +86,11 @@ PRESETS = {
         batch_size=200, kd_reduction="mean",
     ),
     # ZAQ on CIFAR: 300 epochs of 60 turns, each five lessons of the student and one of the
-    # generator.
+    # generator. With statistics that stand still its rate of 0.1 ruins a ResNet-20 in five batches.
     "zaq": Preset(
-        epochs=300, steps=108_000, milestones=(100, 200), batch_size=256, learning_rate=0.1,
+        epochs=300, steps=108_000, milestones=(100, 200), batch_size=256, learning_rate=1e-3,
         distillation=0.0, cross_entropy=0.0, logit_distance=1.0, relations=1.0, weight_decay=5e-4,
-        nesterov=False, ranges=EXTREMES, moves_statistics=True,
+        nesterov=False, ranges=EXTREMES, moving_rate=0.1,
     ),
     # AIT on CIFAR: GDFQ's schedule, divergence only.
     "ait": Preset(

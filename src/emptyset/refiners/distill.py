@@ -44,10 +44,10 @@ Differs from source: with stored images activation ranges come from these (augme
     a short schedule in 20 batches of it at least (160), and in all of it where the source asks the
     student. Their moving average is corrected once (``legacy``: again at every update, as
     released). Ranges hold 0, as integer kernels need; a channel's released grid need not. ZAQ's
-    student keeps the teacher's BatchNorm statistics (``legacy``: its BatchNorm is in training mode
-    while it learns, as released). The last state is the result, never the best on real images;
-    beside a source last and best are recorded, the best by agreement with the teacher on images it
-    does not learn from.
+    student keeps the teacher's BatchNorm statistics, and learns at 1e-3 (``legacy``: its BatchNorm
+    is in training mode while it learns, at 0.1, as released). The last state is the result, never
+    the best on real images; beside a source last and best are recorded, the best by agreement with
+    the teacher on images it does not learn from.
 """
 
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ class DistillConfig:
         milestones: Shares of the steps after which the learning rate falls to a tenth (cosine | 20,
             40 and 60 of 151 epochs | 100, 200 and 300 of 400 | 100 and 200 of 300).
         learning_rate: Of weights, biases and BatchNorm (by bits: 1e-4, 2e-4, 3e-4 | 1e-4 | 1e-4 |
-            0.1; IntraQ and GDFQ on ImageNet: 1e-6).
+            1e-3, of ``legacy`` 0.1; IntraQ and GDFQ on ImageNet: 1e-6).
         step_learning_rate: Of the steps, relative [1 / update] (ten times ``learning_rate``).
         batch_size: Images in one update (128 | 256 | 200 | 256; adasg and adadfq: 16, texq: 128;
             Qimera's paper: 64; IntraQ, GDFQ and TexQ on ImageNet: 16).
@@ -258,10 +258,11 @@ class DistillConfig:
     def course(self, bits: Bits, source: LiveSource | None = None) -> Course:
         """What these settings come to for a student of these bits, beside a source or not."""
         own, live = PRESETS[self.preset], source is not None
+        moving = own.moving_rate if self.legacy else None
         fewest = min(bits.weights, bits.activations)
         steps, rate = (250, 1e-4) if fewest >= 5 else (500, 2e-4) if fewest == 4 else (1000, 3e-4)
         if not own.learned:
-            steps, rate = own.steps or steps, own.learning_rate
+            steps, rate = own.steps or steps, moving or own.learning_rate
         elif live:
             steps *= SOURCE_STEPS
         steps, rate = self.steps or steps, self.learning_rate or rate
@@ -306,7 +307,7 @@ class DistillConfig:
             precision=self.precision,
             weight_decay=_given(self.weight_decay, own.weight_decay),
             legacy=self.legacy,
-            moves_statistics=self.legacy and own.moves_statistics,
+            moves_statistics=moving is not None,
             epoch=self.epoch,
             held_out=self.held_out,
             keep=self.keep,
