@@ -281,8 +281,8 @@ ABOUT = {
         "`accuracy`, from a calibrated student; the other: a tenth of these updates behind Genie-M",
         "of 1,000 steps a block on 1,024 images, of `harvested spectrum` where the student then",
         "learns beside a generator. A third of that is too little for a generator, so `generator",
-        "trained before` goes on with the one that `learned` trained at w4a4. `reconstructed`: top-1",
-        "before that training.", *_COLUMNS,
+        "trained before` goes on with the one that `learned` trained at w4a4. `reconstructed`:",
+        "top-1 before that training.", *_COLUMNS,
     ],
     "grid": [
         "`python benchmarks/qimera_accuracy.py --table grid`: K classes in an image, share p of",
