@@ -101,9 +101,24 @@ def test_per_slot_noise_is_normalised_with_its_embedding_before_the_mapping(toge
 def test_extracted_embeddings_start_as_the_classifiers_rows(frozen: bool) -> None:
     condition = filled(SuperposedEmbedding(CLASSES, WIDTH, mapped=4))
     rows = torch.randn(CLASSES, WIDTH, generator=seeded(2), dtype=torch.double)
-    extract_embeddings(condition, rows, frozen=frozen)
+    extract_embeddings(condition, rows, frozen=frozen, spread=None)
     assert torch.equal(condition.embedding.weight, rows)
     assert condition.embedding.weight.requires_grad is not frozen
+
+
+def test_one_factor_gives_extracted_embeddings_their_spread() -> None:
+    condition = filled(SuperposedEmbedding(3, 2, mapped=4))
+    # Columns with standard deviations 0.1 and 0.3 around 5 and 1: 0.2 in the mean.
+    rows = torch.tensor([[4.9, 0.7], [5.0, 1.0], [5.1, 1.3]], dtype=torch.double)
+    extract_embeddings(condition, rows, frozen=True, spread=0.5)
+    torch.testing.assert_close(condition.embedding.weight.data, rows * 2.5)
+
+
+def test_rows_that_do_not_differ_stay_as_they_are() -> None:
+    condition = filled(SuperposedEmbedding(3, 2, mapped=4))
+    rows = torch.full((3, 2), 0.25, dtype=torch.double)
+    extract_embeddings(condition, rows, frozen=True, spread=1.0)
+    assert torch.equal(condition.embedding.weight, rows)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.4, 50), (0.0, 7), (1.0, 20), (0.5, 3)])

@@ -9,6 +9,7 @@ from torch import nn
 from emptyset.errors import RecipeError, UnsupportedModelError
 from emptyset.generators.autorecon_cells import AutoReConBackbone
 from emptyset.generators.conditions import SuperposedEmbedding
+from emptyset.generators.embedding_source import class_centres
 from emptyset.generators.generator_source import GeneratorSource
 from emptyset.sources.qimera import Qimera, QimeraConfig
 from emptyset.teachers.teacher import InputSpec, Teacher, hash_of_weights
@@ -158,8 +159,18 @@ class PointwiseHead(nn.Module):
 def test_a_classifier_that_is_a_convolution_gives_its_rows() -> None:
     net = PointwiseHead().requires_grad_(False).eval()
     teacher = Teacher("test", net, InputSpec((3, 8, 8), (0.5,) * 3, (0.25,) * 3))
-    made = condition(source(teacher))
+    made = condition(source(teacher, embedding_spread=None))
     assert torch.equal(made.embedding.weight, net.output.weight.flatten(1))
+
+
+def test_extracted_embeddings_stand_out_of_the_noise() -> None:
+    teacher = teacher_of()
+    rows = class_centres(teacher, 5)
+    assert rows is not None
+    made = condition(source(teacher, embedding_spread=3.0)).embedding.weight
+    # The same directions, three times as far from each other as random embeddings are.
+    torch.testing.assert_close(made / made.norm(), rows / rows.norm())
+    assert made.std(dim=0).mean().item() == pytest.approx(3.0, rel=1e-5)
 
 
 class NoHead(nn.Module):
@@ -186,6 +197,7 @@ def test_without_a_linear_head_embeddings_start_at_random_or_not_at_all() -> Non
     [
         ({"base": "adasg"}, "'base' must be one of gdfq, zaq, autorecon"),
         ({"embeddings": "learnt"}, "'embeddings' must be one of trained, frozen, random"),
+        ({"embedding_spread": 0.0}, "'embedding_spread' must be positive"),
         ({"noise": "before"}, "'noise' must be one of after_mapping, per_slot"),
         ({"superposed_norm": "max"}, "'superposed_norm' must be one of sum, mean"),
         ({"superposed_share": 1.5}, "'superposed_share' must lie in"),

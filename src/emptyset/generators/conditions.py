@@ -134,18 +134,25 @@ class SuperposedEmbedding(nn.Module):
         return (slots_NKD - mean) * (variance + self._epsilon).rsqrt()
 
 
-def extract_embeddings(condition: SuperposedEmbedding, weight_CD: Tensor, *, frozen: bool) -> None:
+def extract_embeddings(
+    condition: SuperposedEmbedding, weight_CD: Tensor, *, frozen: bool, spread: float | None
+) -> None:
     """Extracted-embedding initialisation: the classifier's rows are the centres of the classes.
 
-        E(y) = w_y
+        E(y) = s · w_y
 
     Args:
         condition: Changed in place.
         weight_CD: Weight of the teacher's last layer, ``(C, D)``.
         frozen: Keep them; otherwise they are trained on.
+        spread: Standard deviation over the classes that one factor s gives them, a mean over the D
+            columns; None: s = 1.
 
-    Source: Qimera, section 4.4.
+    Source: Qimera, section 4.4, with s = 1.
     """
+    std = float(weight_CD.std(dim=0).mean())
+    # Rows without a difference between them have no spread to change.
+    scale = 1.0 if spread is None or not std else spread / std
     with torch.no_grad():
-        condition.embedding.weight.copy_(weight_CD)
+        condition.embedding.weight.copy_(weight_CD * scale)
     condition.embedding.weight.requires_grad_(not frozen)

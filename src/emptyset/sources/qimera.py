@@ -12,8 +12,10 @@ Needs: what the base needs, at least 2 classes, and for extracted embeddings a l
     linear or a 1x1 convolution.
 Settings of the released scripts, K and p: CIFAR-10 2, 0.4; CIFAR-100 w4 10, 0.4, w5 50, 0.4;
     ResNet-18 w4 500, 0.4, w5 100, 0.4; ResNet-50 w4 500, 0.7, w5 100, 0.7; MobileNetV2 100, 0.4.
-Differs from source: class-conditional BatchNorm of superposed classes is their sum
-    (``superposed_norm: mean``: as released). The released scripts run without the mapping (its
+Differs from source: extracted embeddings are scaled, to stand out of the noise
+    (``embedding_spread: null``: as published; mapped, the rows of a ResNet-20 of CIFAR-100 have a
+    standard deviation of 0.07 beside noise of 1). Class-conditional BatchNorm of superposed classes
+    is their sum (``superposed_norm: mean``: as released). The released scripts run without the mapping (its
     switch is inverted), with noise in every slot before it (``mapping: false``, ``noise:
     per_slot``), and mostly with random embeddings. Guesses: the length of the latent on base zaq,
     and on base autorecon (that of its own generator, not 64), and that the mapping has no
@@ -54,6 +56,8 @@ BASES = ("gdfq", "zaq", "autorecon")
 EMBEDDINGS = ("trained", "frozen", "random")
 # Length of embeddings that nothing else gives: as released.
 EMBEDDING_WIDTH = 100
+# A random embedding has 1, but 100 classes are then hidden in the noise for hundreds of batches.
+SPREAD = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,8 @@ class QimeraConfig:
             256).
         embeddings: ``trained``: start from the rows of the teacher's last layer; ``frozen``: stay
             there; ``random``: start from noise.
+        embedding_spread: Standard deviation over the classes that extracted embeddings start with,
+            beside noise of 1 (a random one has 1); ``null``: as they stand in the teacher.
         embedding_width: Length of an embedding (as wide as these rows; 100 where there are none).
         noise: ``after_mapping`` (eq. 8), or ``per_slot``: as released.
         superposed_norm: Class-conditional BatchNorm of superposed classes: their ``sum``, or
@@ -97,6 +103,7 @@ class QimeraConfig:
     mapping: bool = True
     mapped: int | None = None
     embeddings: str = "trained"
+    embedding_spread: float | None = SPREAD
     embedding_width: int | None = None
     noise: str = "after_mapping"
     superposed_norm: str = "sum"
@@ -122,6 +129,8 @@ class QimeraConfig:
         require_choice(self, "cells", CELL_CHOICES)
         require_share(self, "superposed_share")
         require_positive(self, "width")
+        if self.embedding_spread is not None:
+            require_positive(self, "embedding_spread")
         require_widths(self.widths)
         for name in ("superposed_classes", "mapped", "embedding_width"):
             if getattr(self, name) is not None:
@@ -195,7 +204,9 @@ class Qimera(SourceMaker):
             if centres is not None:
                 assert isinstance(generator.condition, SuperposedEmbedding)
                 frozen = config.embeddings == "frozen"
-                extract_embeddings(generator.condition, centres, frozen=frozen)
+                extract_embeddings(
+                    generator.condition, centres, frozen=frozen, spread=config.embedding_spread
+                )
 
         if isinstance(optimisation, AdversarialGeneratorConfig):
             terms, student_steps = zaq_terms(optimisation), config.student_steps
