@@ -1,7 +1,7 @@
 """Sources, recipes and rows of the tables that `qimera_accuracy.py` measures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qimera_published import USUAL, cell_name
@@ -25,6 +25,7 @@ OURS, TENTH = "learned", "genie, then a tenth of learned"
 # The same beside the generator that `learned` trained at w4a4, which goes on learning.
 AGAIN = "genie, then a tenth of learned, generator trained before"
 INITIALISED = (TENTH, AGAIN)
+SHORT = "qimera, short schedule"
 CALIBRATED = "calibrated"
 OUR_UPDATES = {3: 1500, 4: 1000, 5: 500}
 
@@ -131,7 +132,7 @@ SOURCES = {
         "qimera", {"base": "zaq"}, {**_ZAQ, "cross_entropy": 0.1}, by_bits=_SCRIPTED
     ),
     # What a short schedule wants, see `qimera_statistics.py`.
-    "qimera, statistics 10": Source("qimera", {"statistics_weight": 10.0}),
+    SHORT: Source("qimera", {"statistics_weight": 10.0, "milestones": (0.5, 0.75)}),
     "gdfq, Mixup": Source("gdfq", distill={"preset": "gdfq", "mixing": "mixup"}),
     "gdfq, CutMix": Source("gdfq", distill={"preset": "gdfq", "mixing": "cutmix"}),
     "gdfq, AIT": Source("gdfq", distill={"preset": "ait"}),
@@ -148,6 +149,13 @@ SOURCES = {
     "adadfq": Source("adadfq", distill={"preset": "adadfq"}),
     "texq": Source("texq", distill={"preset": "texq"}),
 }
+# The rows of the teacher's last layer as they stand there, hidden in the noise.
+UNSCALED = tuple(
+    f"{name}, embeddings unscaled" for name in ("qimera", "qimera on autorecon", "qimera on zaq")
+)
+for _name in UNSCALED:
+    _scaled = SOURCES[_name.removesuffix(", embeddings unscaled")]
+    SOURCES[_name] = replace(_scaled, settings={**_scaled.settings, "embedding_spread": None})
 # Table 4: superposed embeddings (SE), disentanglement mapping (DM), extracted initialisation (EEI).
 _PARTS: dict[str, dict[str, Any]] = {
     "SE": {"mapping": False, "embeddings": "random"},
@@ -188,15 +196,9 @@ _PLUG_INS = ("gdfq, Mixup", "gdfq, CutMix", "gdfq, AIT", "qimera, AIT", "adasg",
 TABLES = {
     "accuracy": [
         *(Cell(n, s, "w4a4", PUBLISHED) for n in (AKA, C100) for s in ("gdfq", "qimera")),
-        *(Cell(AKA, "qimera", bits, OURS) for bits in ("w4a4", "w3a3")),
-        *(
-            Cell(n, "qimera, statistics 10", bits, OURS)
-            for n in (AKA, C100)
-            for bits in ("w4a4", "w3a3")
-        ),
+        *(Cell(n, SHORT, bits, OURS) for n in (AKA, C100) for bits in ("w4a4", "w3a3")),
         *(Cell(n, "real 5120", "w4a4", PUBLISHED) for n in (AKA, C100)),
         *(Cell(n, s, "w4a4", PUBLISHED) for n in (AKA, C100) for s in _TABLE_3),
-        *(Cell(C100, "qimera", bits, OURS) for bits in ("w4a4", "w3a3")),
         *(
             Cell(n, s, "w5a5", PUBLISHED)
             for n in (AKA, C100)
@@ -233,20 +235,24 @@ TABLES = {
         *(Cell(n, s, "w5a5", PUBLISHED) for n in (AKA, C100) for s in _MIXED),
         *(Cell(DISTILLER, s, "w4a4", PUBLISHED) for s in ("gdfq", "qimera", "real 5120")),
         *(
-            Cell(n, "qimera", bits, OURS, seed)
+            Cell(n, SHORT, bits, OURS, seed)
             for seed in (1, 2)
             for n in (AKA, C100)
             for bits in ("w4a4", "w3a3")
         ),
+        *(Cell(n, UNSCALED[0], "w4a4", r) for n in (AKA, C100) for r in (PUBLISHED, OURS)),
+        *(Cell(n, UNSCALED[1], "w4a4", PUBLISHED) for n in (AKA, C100)),
+        Cell(AKA, UNSCALED[2], "w4a4", PUBLISHED),
     ],
     # The whole schedules from scratch stand in the inversion tables; beside a source in `accuracy`.
     "initialised": [
         Cell(n, s, bits, recipe)
         for n in (AKA, C100)
         for bits in ("w4a4", "w3a3")
-        for s in ("harvested spectrum", "qimera", "real 5120")
+        for s in (SHORT, "harvested spectrum", "real 5120")
         for recipe in (OURS, TENTH, *([AGAIN] if SOURCES[s].method else []))
-    ],
+    ]
+    + [Cell(AKA, UNSCALED[0], bits, recipe) for bits in ("w4a4", "w3a3") for recipe in INITIALISED],
     "grid": [Cell(C100, source, "w4a4", PUBLISHED) for source in GRID],
     "confusing": [
         Cell(C100, source, "w4a4", PUBLISHED) for source in ("real 5120", "gdfq", *BESIDE, "qimera")
