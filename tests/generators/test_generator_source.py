@@ -77,11 +77,23 @@ def recording_draws(source: GeneratorSource) -> list[dict[str, Tensor]]:
     return drawn
 
 
+def alike(features_NF: Tensor) -> Tensor:
+    """Mean over the images of the cosine with the mean of the others, image by image."""
+    cosines = []
+    for n in range(len(features_NF)):
+        others = torch.cat([features_NF[:n], features_NF[n + 1 :]]).mean(0).detach()
+        cosines.append(features_NF[n] @ others / (features_NF[n].norm() * others.norm()))
+    return sum(cosines, torch.zeros(())) / len(cosines)
+
+
 class PlainLoop:
     """The published loop: nothing shared, nothing frozen."""
 
-    def __init__(self, source: GeneratorSource, teacher: Teacher, weight: float) -> None:
+    def __init__(
+        self, source: GeneratorSource, teacher: Teacher, weight: float, similarity: float
+    ) -> None:
         self.net, self.weight = copy.deepcopy(source.generator), weight
+        self.similarity = similarity
         self.teacher = copy.deepcopy(teacher.module).requires_grad_(True)
         self.adam = torch.optim.Adam(
             [p for p in self.net.parameters() if p.requires_grad], lr=1e-3, betas=(0.5, 0.999)
@@ -90,6 +102,10 @@ class PlainLoop:
         self.norms = [m for m in self.teacher.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in self.norms:
             norm.register_forward_hook(lambda _m, given, _o: self.inputs.append(given[0]))
+        self.features: list[Tensor] = []
+        self.teacher.linear.register_forward_hook(
+            lambda _m, given, _o: self.features.append(given[0])
+        )
 
     def lesson(self, drawn: dict[str, Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
         self.inputs.clear()
@@ -101,6 +117,7 @@ class PlainLoop:
             for x, norm in zip(self.inputs, self.norms, strict=True)
         ]
         loss = F.cross_entropy(logits, targets) + self.weight * sum(gaps) / len(gaps)
+        loss = loss + self.similarity * alike(self.features[-1])
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
@@ -116,13 +133,15 @@ class PlainLoop:
         ("qimera", {"superposed_share": 0.5, "superposed_classes": 3}),
         ("qimera", {"superposed_share": 0.5, "noise": "per_slot", "embeddings": "frozen"}),
         ("qimera", {"base": "autorecon", "width": 4, "superposed_share": 0.5}),
+        ("gdfq", {"similarity_weight": 2.0}),
+        ("qimera", {"similarity_weight": 2.0}),
     ],
 )
 def test_lessons_are_those_of_the_published_loop(
     name: str, settings: dict[str, Any], teacher: Teacher
 ) -> None:
     source = made(name, teacher, **settings)
-    plain = PlainLoop(source, teacher, weight=0.1)
+    plain = PlainLoop(source, teacher, 0.1, settings.get("similarity_weight", 0.0))
     drawn = recording_draws(source)
     for _ in range(4):
         lesson = source.next_batch(BATCH)
@@ -176,9 +195,14 @@ def student_of(teacher: Teacher) -> Callable[[Tensor], Tensor]:
     return net.requires_grad_(True)
 
 
-def test_a_lesson_through_the_student_is_the_joint_gradient(teacher: Teacher) -> None:
+@pytest.mark.parametrize("similarity", [0.0, 3.0])
+def test_a_lesson_through_the_student_is_the_joint_gradient(
+    similarity: float, teacher: Teacher
+) -> None:
     """The source goes through the images; a plain loop backpropagates all of it at once."""
-    source = made("zaq", teacher, student_steps=1, relation_weight=0.7)
+    source = made(
+        "zaq", teacher, student_steps=1, relation_weight=0.7, similarity_weight=similarity
+    )
     plain, student = copy.deepcopy(source.generator), student_of(teacher)
     adam = torch.optim.Adam(plain.parameters(), lr=1e-3, betas=(0.9, 0.999))
     drawn = recording_draws(source)
@@ -206,6 +230,8 @@ def test_a_lesson_through_the_student_is_the_joint_gradient(teacher: Teacher) ->
     ours, our_map = said(student, x)
     loss = -(ours - theirs).abs().mean() - 0.7 * feature_relation_loss([our_map], [their_map])
     loss = loss - 0.1 * their_map.abs().mean()
+    last = teacher.module.bn2(teacher.module.conv2(their_map)).relu().mean((2, 3))
+    loss = loss + similarity * alike(last)
     adam.zero_grad()
     loss.backward()
     adam.step()
@@ -244,7 +270,7 @@ def test_a_term_that_is_not_finite_is_named(teacher: Teacher) -> None:
 
 def test_frozen_embeddings_stay_and_trained_ones_move(teacher: Teacher) -> None:
     for embeddings, moves in (("frozen", False), ("trained", True), ("random", True)):
-        source = made("qimera", teacher, embeddings=embeddings)
+        source = made("qimera", teacher, embeddings=embeddings, embedding_spread=None)
         before = source.generator.condition.embedding.weight.clone()
         assert torch.equal(before, teacher.module.linear.weight) is (embeddings != "random")
         for _ in range(3):

@@ -21,10 +21,10 @@ from emptyset.generators.class_mixture import ClassMixture
 from emptyset.generators.conditions import Drawn
 from emptyset.generators.generator import Generator, labels_in_batches
 from emptyset.generators.initialisation import initialised
-from emptyset.generators.judged import FEATURES, STATISTICS, Judged
+from emptyset.generators.judged import FEATURES, PENULTIMATE, STATISTICS, Judged
 from emptyset.generators.method import GeneratorMethod
-from emptyset.generators.step import GeneratorStep, Watched
-from emptyset.generators.watched_teacher import WatchedTeacher
+from emptyset.generators.step import GeneratorStep
+from emptyset.generators.watched_teacher import Watched, WatchedTeacher
 from emptyset.images.image_set import Batch, ImageSet
 from emptyset.images.image_source import Disagreement, Fault, Lesson
 from emptyset.images.sending import sent
@@ -143,7 +143,8 @@ class GeneratorSource:
         images = self._step.render(drawn)
         self._note(images)
         leaf = images.detach().requires_grad_()
-        watched = self._step.watch(leaf) if self.method.needs(STATISTICS) else None
+        own = self.method.needs(STATISTICS) or self.method.needs(PENULTIMATE)
+        watched = self._step.watch(leaf) if own else None
         said = None if watched is None else watched.logits.detach()
         lesson = Lesson(leaf, targets, said, student_learns=not cycle, source_learns=True)
         self._open = (images, lesson, watched)
@@ -160,6 +161,7 @@ class GeneratorSource:
             lesson.targets,
             outcome.teacher_logits if watched is None else watched.logits,
             () if watched is None else watched.layers,
+            None if watched is None else watched.penultimate,
             outcome.student_logits,
             outcome.teacher_features,
             outcome.student_features,

@@ -19,6 +19,7 @@ class Judged:
         targets: ``(N,)`` class indices, ``(N, K)`` probabilities, or None.
         teacher_logits: ``(N, K)``.
         layers: Statistics of every BatchNorm input of the teacher, in the order of the calls.
+        penultimate: ``(N, F)``, what the teacher's last layer is given (its logits without one).
         student_logits: ``(N, K)``.
         teacher_features: Outputs of the teacher's stages.
         student_features: The same of the student.
@@ -28,12 +29,14 @@ class Judged:
     targets: Tensor | None
     teacher_logits: Tensor
     layers: tuple[LayerStatistics, ...] = ()
+    penultimate: Tensor | None = None
     student_logits: Tensor | None = None
     teacher_features: tuple[Tensor, ...] = ()
     student_features: tuple[Tensor, ...] = ()
 
 
-STATISTICS, STUDENT, FEATURES = "statistics", "student", "features"
+STATISTICS, PENULTIMATE = "statistics", "penultimate"
+STUDENT, FEATURES = "student", "features"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Term:
         weight: What it counts.
         of: The loss of a batch, a scalar to be made small; must not wait for the device.
         needs: Besides teacher logits: ``statistics`` (of the teacher's BatchNorm inputs),
-            ``student`` (its logits), ``features`` (of both).
+            ``penultimate`` (the teacher's), ``student`` (its logits), ``features`` (of both).
         setting: Of the method, that is 0 where the term is not wanted; for messages.
     """
 

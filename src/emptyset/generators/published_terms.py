@@ -3,7 +3,14 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from emptyset.generators.judged import FEATURES, STATISTICS, STUDENT, Judged, Term
+from emptyset.generators.judged import (
+    FEATURES,
+    PENULTIMATE,
+    STATISTICS,
+    STUDENT,
+    Judged,
+    Term,
+)
 from emptyset.generators.settings import (
     AdaptiveGeneratorConfig,
     AdversarialGeneratorConfig,
@@ -12,21 +19,30 @@ from emptyset.generators.settings import (
 from emptyset.losses.batch_norm_statistics import gdfq_statistics
 from emptyset.losses.feature_relations import feature_relation_loss
 from emptyset.losses.logit_difference import adaptability_margin
+from emptyset.losses.similarity import similarity_to_others
 
 
 def gdfq_terms(config: LabelledGeneratorConfig) -> tuple[Term, ...]:
-    """``L_G = CE(z_P, y) + α · BNS``, GDFQ's and AutoReCon's loss; terms of weight 0 left out."""
-    terms = (label_term(config.label_weight), statistics_term(config.statistics_weight))
+    """``L_G = CE(z_P, y) + α · BNS + SimLoss1``, the last not in GDFQ; weight 0: left out."""
+    terms = (
+        label_term(config.label_weight),
+        statistics_term(config.statistics_weight),
+        similarity_term(config.similarity_weight),
+    )
     return tuple(term for term in terms if term.weight)
 
 
 def zaq_terms(config: AdversarialGeneratorConfig) -> tuple[Term, ...]:
-    """``L_G = −mean|z_Q − z_P| − α · SCRM − β · mean|f_P| + ρ · CE(z_P, y)``; 0 left out."""
+    """``L_G = −mean|z_Q − z_P| − α · SCRM − β · mean|f_P| + ρ · CE(z_P, y)``; 0 left out.
+
+    SimLoss1 comes on top, where it is wanted.
+    """
     terms = (
         disagreement_term(1.0),
         relation_term(config.relation_weight),
         activation_term(config.activation_weight),
         label_term(config.label_weight),
+        similarity_term(config.similarity_weight),
     )
     return tuple(term for term in terms if term.weight)
 
@@ -59,6 +75,16 @@ def statistics_term(weight: float) -> Term:
         frozenset({STATISTICS}),
         "statistics_weight",
     )
+
+
+def similarity_term(weight: float) -> Term:
+    """SimLoss1 of "Enhancing Diversity" (``losses/similarity.py``): images unlike one another."""
+
+    def similarity(judged: Judged) -> Tensor:
+        assert judged.penultimate is not None
+        return similarity_to_others(judged.penultimate)
+
+    return Term("similarity", weight, similarity, frozenset({PENULTIMATE}), "similarity_weight")
 
 
 def disagreement_term(weight: float) -> Term:

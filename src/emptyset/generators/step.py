@@ -9,7 +9,7 @@ from torch import Tensor
 from emptyset.generators.generator import Generator
 from emptyset.generators.judged import Judged
 from emptyset.generators.method import GeneratorMethod
-from emptyset.generators.watched_teacher import WatchedTeacher
+from emptyset.generators.watched_teacher import Watched, WatchedTeacher
 from emptyset.inversion.compilation import (
     Execution,
     compiled,
@@ -17,21 +17,7 @@ from emptyset.inversion.compilation import (
     has_fast_bfloat16,
     worth_compiling,
 )
-from emptyset.losses.layer_statistics import LayerStatistics
 from emptyset.monitor import Monitor, State
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What the source's own copy of the teacher says of images.
-
-    Attributes:
-        logits: ``(N, K)``.
-        layers: Statistics of every BatchNorm input.
-    """
-
-    logits: Tensor
-    layers: tuple[LayerStatistics, ...]
 
 
 @dataclass(frozen=True)
@@ -133,8 +119,7 @@ class GeneratorStep:
 
     def watch(self, images: Tensor) -> Watched:
         """What the teacher says of images."""
-        logits, moments = self._teacher.look(images, half=self._half)
-        return Watched(logits, self._teacher.statistics(moments))
+        return self._teacher.look(images, half=self._half)
 
     @property
     def _half(self) -> bool:
@@ -145,5 +130,5 @@ class GeneratorStep:
     ) -> tuple[Tensor, Tensor, Tensor]:
         images = self.render(drawn)
         watched = self.watch(images)
-        judged = Judged(images, targets, watched.logits, watched.layers)
+        judged = Judged(images, targets, watched.logits, watched.layers, watched.penultimate)
         return images, watched.logits, self.judge(judged)

@@ -1,6 +1,7 @@
 """The teacher as a generator's judge: logits and BatchNorm statistics of images, fast."""
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,10 +10,23 @@ from emptyset.inversion.frozen_teacher import FrozenTeacher
 from emptyset.inversion.recorded_inputs import recorded_inputs
 from emptyset.inversion.standard_units import StandardUnits
 from emptyset.losses.layer_statistics import LayerStatistics, layer_statistics
+from emptyset.teachers.last_layer import feature_vectors
 from emptyset.teachers.teacher import Teacher
 
-# A layer's moments as plain tensors: what compiled code can give back.
-Moments = list[tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class Watched:
+    """What the teacher says of images; everything float32.
+
+    Attributes:
+        logits: ``(N, K)``.
+        penultimate: ``(N, F)``, what its last layer is given; its logits without one.
+        layers: Statistics of every BatchNorm input.
+    """
+
+    logits: Tensor
+    penultimate: Tensor
+    layers: tuple[LayerStatistics, ...]
 
 
 class WatchedTeacher:
@@ -31,38 +45,37 @@ class WatchedTeacher:
         self._hooks = ExitStack()
         modules = [layer.module for layer in self._frozen.layers]
         self._recorded = self._hooks.enter_context(recorded_inputs(modules))
+        self._given = self._hooks.enter_context(recorded_inputs(self._frozen.last))
         with torch.no_grad():
             self._frozen.module(torch.zeros(1, *self.shape, device=self.device))
-            # Layer and number of pixels per call: the same for every batch.
-            self._calls = [(position, x[0, 0].numel()) for position, x in self._recorded]
+            self._calls = len(self._recorded)
             self._elements = sum(x.numel() for _, x in self._recorded)
-        self._recorded.clear()
+        self._forget()
 
     def work_per_image(self) -> tuple[int, int]:
         """Elements of all BatchNorm inputs of one image, and their number."""
-        return self._elements, len(self._calls)
+        return self._elements, self._calls
 
-    def look(self, images_NCHW: Tensor, *, half: bool) -> tuple[Tensor, Moments]:
-        """Logits ``(N, K)`` and, per call of a BatchNorm layer, shift and square; float32.
+    def look(self, images_NCHW: Tensor, *, half: bool) -> Watched:
+        """One forward.
 
         Args:
             images_NCHW: ``(N, C, H, W)`` [teacher's normalised units].
             half: Run in bfloat16.
         """
-        self._recorded.clear()
+        self._forget()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             logits = self._frozen.module(images_NCHW)
-        moments = []
+        seen = []
         for position, x in self._recorded:
             layer = self._frozen.layers[position]
-            found = layer_statistics(x, layer.mean, layer.var)
-            moments.append((found.shift, found.square))
-        self._recorded.clear()
-        return logits.float(), moments
+            seen.append(layer_statistics(x, layer.mean, layer.var))
+        features = logits
+        if self._given:
+            features = feature_vectors(self._given[-1][1], self._frozen.last[0])
+        self._forget()
+        return Watched(logits.float(), features.float(), tuple(seen))
 
-    def statistics(self, moments: Moments) -> tuple[LayerStatistics, ...]:
-        """What ``look`` gave, beside what the layers stored."""
-        return tuple(
-            LayerStatistics(shift, square, pixels, self._frozen.layers[position].var)
-            for (shift, square), (position, pixels) in zip(moments, self._calls, strict=True)
-        )
+    def _forget(self) -> None:
+        self._recorded.clear()
+        self._given.clear()

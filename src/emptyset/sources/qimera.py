@@ -12,10 +12,10 @@ Needs: what the base needs, at least 2 classes, and for extracted embeddings a l
     linear or a 1x1 convolution.
 Settings of the released scripts, K and p: CIFAR-10 2, 0.4; CIFAR-100 w4 10, 0.4, w5 50, 0.4;
     ResNet-18 w4 500, 0.4, w5 100, 0.4; ResNet-50 w4 500, 0.7, w5 100, 0.7; MobileNetV2 100, 0.4.
-Differs from source: extracted embeddings are scaled, to stand out of the noise
-    (``embedding_spread: null``: as published; mapped, the rows of a ResNet-20 of CIFAR-100 have a
-    standard deviation of 0.07 beside noise of 1). Class-conditional BatchNorm of superposed classes
-    is their sum (``superposed_norm: mean``: as released). The released scripts run without the mapping (its
+Differs from source: extracted embeddings are scaled, to stand out of the noise (``embedding_spread:
+    null``: as published; mapped, the rows of a ResNet-20 of CIFAR-100 have a standard deviation of
+    0.07 beside noise of 1). Class-conditional BatchNorm of superposed classes is their sum
+    (``superposed_norm: mean``: as released). The released scripts run without the mapping (its
     switch is inverted), with noise in every slot before it (``mapping: false``, ``noise:
     per_slot``), and mostly with random embeddings. Guesses: the length of the latent on base zaq,
     and on base autorecon (that of its own generator, not 64), and that the mapping has no
@@ -85,6 +85,8 @@ class QimeraConfig:
         statistics_weight: α, of the BatchNorm statistics (gdfq, autorecon).
         relation_weight: Of the feature maps' relations (zaq).
         activation_weight: Of the teacher's last features (zaq).
+        similarity_weight: Of the images' similarity in the teacher's last features (SimLoss1 of
+            "Enhancing Diversity for Data-free Quantization"); not in Qimera.
         student_steps: Batches for the student before one for the generator (zaq).
         learning_rate: Of Adam, at the start.
         momentum: β₁ and β₂ of Adam (0.5, 0.999; zaq: 0.9, 0.999).
@@ -111,6 +113,7 @@ class QimeraConfig:
     statistics_weight: float = 0.1
     relation_weight: float = 1.0
     activation_weight: float = 0.1
+    similarity_weight: float = 0.0
     student_steps: int = 5
     learning_rate: float = 1e-3
     momentum: tuple[float, float] | None = None
@@ -144,7 +147,10 @@ class QimeraConfig:
 
     def optimisation(self) -> LabelledGeneratorConfig | AdversarialGeneratorConfig:
         """The base's loss, optimizer and schedule."""
-        given: dict[str, Any] = {"learning_rate": self.learning_rate}
+        given: dict[str, Any] = {
+            "learning_rate": self.learning_rate,
+            "similarity_weight": self.similarity_weight,
+        }
         given |= {
             name: value
             for name in ("momentum", "milestones", "label_weight")
