@@ -132,7 +132,7 @@ SOURCES = {
         "qimera", {"base": "zaq"}, {**_ZAQ, "cross_entropy": 0.1}, by_bits=_SCRIPTED
     ),
     # What a short schedule wants, see `qimera_statistics.py`.
-    SHORT: Source("qimera", {"statistics_weight": 10.0, "milestones": (0.5, 0.75)}),
+    SHORT: Source("qimera", {"statistics_weight": 10.0, "similarity_weight": 2.0}),
     "gdfq, Mixup": Source("gdfq", distill={"preset": "gdfq", "mixing": "mixup"}),
     "gdfq, CutMix": Source("gdfq", distill={"preset": "gdfq", "mixing": "cutmix"}),
     "gdfq, AIT": Source("gdfq", distill={"preset": "ait"}),

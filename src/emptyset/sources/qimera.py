@@ -56,8 +56,6 @@ BASES = ("gdfq", "zaq", "autorecon")
 EMBEDDINGS = ("trained", "frozen", "random")
 # Length of embeddings that nothing else gives: as released.
 EMBEDDING_WIDTH = 100
-# A random embedding has 1, but 100 classes are then hidden in the noise for hundreds of batches.
-SPREAD = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,7 @@ class QimeraConfig:
         embeddings: ``trained``: start from the rows of the teacher's last layer; ``frozen``: stay
             there; ``random``: start from noise.
         embedding_spread: Standard deviation over the classes that extracted embeddings start with,
-            beside noise of 1 (a random one has 1); ``null``: as they stand in the teacher.
+            beside noise of 1 (random ones have 1); ``null``: as they stand in the teacher.
         embedding_width: Length of an embedding (as wide as these rows; 100 where there are none).
         noise: ``after_mapping`` (eq. 8), or ``per_slot``: as released.
         superposed_norm: Class-conditional BatchNorm of superposed classes: their ``sum``, or
@@ -105,7 +103,7 @@ class QimeraConfig:
     mapping: bool = True
     mapped: int | None = None
     embeddings: str = "trained"
-    embedding_spread: float | None = SPREAD
+    embedding_spread: float | None = 1.0
     embedding_width: int | None = None
     noise: str = "after_mapping"
     superposed_norm: str = "sum"
