@@ -1,4 +1,4 @@
-"""How much BatchNorm statistics should weigh where a generator has little time.
+"""How much BatchNorm statistics and similarity should weigh where a generator has little time.
 
     python benchmarks/qimera_statistics.py [--only TEXT] [--threads 2]
 
@@ -14,7 +14,7 @@ import shared_networks as shared
 import torch
 from inversion_accuracy import top1
 from kept_rows import Row, Table
-from qimera_cells import AKA, C100, STRICT
+from qimera_cells import AKA, C100, SOURCES, STRICT, UNSCALED
 
 import emptyset
 from emptyset import generation
@@ -22,17 +22,17 @@ from emptyset.cli.freed_memory import keep_freed_memory
 from emptyset.evaluate.image_quality import image_quality
 from emptyset.refiners.distill import Distill, DistillConfig
 
-KEY = ("network", "source", "statistics_weight", "lessons")
+KEY = ("network", "source", "statistics_weight", "similarity_weight", "lessons")
 TABLE = Table(
     "qimera_statistics",
     KEY,
-    "Weight of BatchNorm statistics in short schedules of a generator",
+    "Weights of BatchNorm statistics and of similarity in short schedules of a generator",
     [
         "`python benchmarks/qimera_statistics.py`: a generator learns `lessons` batches of 128",
         "alone. 512 of 1,280 images of it: summed distance of BatchNorm statistics, similarity,",
         "share that the teacher puts in the class asked for. A student at w3a3, every layer: top-1",
         "[%] of 10,000 test images calibrated on these 1,280, and after 100 updates of `learned`",
-        "(Mixup, batches of 128). Seed 0.",
+        "(Mixup, batches of 128). Seed 0. `embeddings unscaled`: `embedding_spread: null`.",
     ],
 )
 COUNT, JUDGED, BATCH = 1280, 512, 128
@@ -45,23 +45,29 @@ class Cell:
     network: str
     source: str
     statistics_weight: float
-    lessons: int
+    similarity_weight: float = 0.0
+    lessons: int = 333
 
 
 CELLS = [
-    *(Cell(AKA, "qimera", weight, 333) for weight in (0.1, 1.0, 10.0, 100.0)),
-    Cell(AKA, "qimera", 10.0, 1333),
-    *(Cell(C100, "qimera", weight, 333) for weight in (0.1, 10.0)),
-    Cell(AKA, "gdfq", 10.0, 333),
+    *(Cell(n, "qimera", weight) for n in (C100, AKA) for weight in (0.1, 10.0)),
+    *(Cell(n, "qimera", 10.0, 2.0) for n in (C100, AKA)),
+    *(Cell(n, "gdfq", 10.0) for n in (AKA, C100)),
+    *(Cell(n, "gdfq", 10.0, 2.0) for n in (AKA, C100)),
+    *(Cell(AKA, UNSCALED[0], weight) for weight in (0.1, 1.0, 10.0, 100.0)),
+    *(Cell(C100, UNSCALED[0], weight) for weight in (0.1, 10.0)),
 ]
 
 
 def measure(cell: Cell) -> Row:
     """One row."""
     teacher, test = shared.load(cell.network), shared.labelled_images(cell.network)
+    about = SOURCES[cell.source]
     source = generation.source(
-        teacher, cell.source, seed=0, statistics_weight=cell.statistics_weight
-    )
+        teacher, about.method, seed=0,
+        statistics_weight=cell.statistics_weight, similarity_weight=cell.similarity_weight,
+        **about.settings,
+    )  # fmt: skip
     source.begin(cell.lessons, BATCH)
     for _ in range(cell.lessons):
         source.next_batch(BATCH)
