@@ -132,7 +132,10 @@ SOURCES = {
         "qimera", {"base": "zaq"}, {**_ZAQ, "cross_entropy": 0.1}, by_bits=_SCRIPTED
     ),
     # What a short schedule wants, see `qimera_statistics.py`.
-    SHORT: Source("qimera", {"statistics_weight": 10.0, "similarity_weight": 2.0}),
+    SHORT: Source(
+        "qimera",
+        {"statistics_weight": 10.0, "similarity_weight": 1.0, "class_similarity_weight": 5.0},
+    ),
     "gdfq, Mixup": Source("gdfq", distill={"preset": "gdfq", "mixing": "mixup"}),
     "gdfq, CutMix": Source("gdfq", distill={"preset": "gdfq", "mixing": "cutmix"}),
     "gdfq, AIT": Source("gdfq", distill={"preset": "ait"}),

@@ -109,6 +109,7 @@ def test_autorecon_takes_the_cells_found_for_networks_like_this(
         (GdfqConfig, {"latent": 0}, "'latent' must be positive"),
         (GdfqConfig, {"statistics_weight": -1.0}, "'statistics_weight' must not be negative"),
         (ZaqConfig, {"label_weight": 0.1}, "source qimera with base zaq"),
+        (ZaqConfig, {"class_similarity_weight": 0.1}, "source qimera with base zaq"),
         (ZaqConfig, {"student_steps": 0}, "'student_steps' must be positive"),
         (AutoReConConfig, {"latent": 2}, "'latent' is cut into three"),
         (AutoReConConfig, {"cells": "vgg"}, "'cells' must be one of"),

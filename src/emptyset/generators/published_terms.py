@@ -14,20 +14,21 @@ from emptyset.generators.judged import (
 from emptyset.generators.settings import (
     AdaptiveGeneratorConfig,
     AdversarialGeneratorConfig,
+    GeneratorConfig,
     LabelledGeneratorConfig,
 )
 from emptyset.losses.batch_norm_statistics import gdfq_statistics
 from emptyset.losses.feature_relations import feature_relation_loss
 from emptyset.losses.logit_difference import adaptability_margin
-from emptyset.losses.similarity import similarity_to_others
+from emptyset.losses.similarity import similarity_to_others, similarity_within_classes
 
 
 def gdfq_terms(config: LabelledGeneratorConfig) -> tuple[Term, ...]:
-    """``L_G = CE(z_P, y) + α · BNS + SimLoss1``, the last not in GDFQ; weight 0: left out."""
+    """``L_G = CE(z_P, y) + α · BNS``, GDFQ's and AutoReCon's loss, and similarity; 0 left out."""
     terms = (
         label_term(config.label_weight),
         statistics_term(config.statistics_weight),
-        similarity_term(config.similarity_weight),
+        *similarity_terms(config),
     )
     return tuple(term for term in terms if term.weight)
 
@@ -35,14 +36,14 @@ def gdfq_terms(config: LabelledGeneratorConfig) -> tuple[Term, ...]:
 def zaq_terms(config: AdversarialGeneratorConfig) -> tuple[Term, ...]:
     """``L_G = −mean|z_Q − z_P| − α · SCRM − β · mean|f_P| + ρ · CE(z_P, y)``; 0 left out.
 
-    SimLoss1 comes on top, where it is wanted.
+    Similarity comes on top, where it is wanted.
     """
     terms = (
         disagreement_term(1.0),
         relation_term(config.relation_weight),
         activation_term(config.activation_weight),
         label_term(config.label_weight),
-        similarity_term(config.similarity_weight),
+        *similarity_terms(config),
     )
     return tuple(term for term in terms if term.weight)
 
@@ -77,14 +78,24 @@ def statistics_term(weight: float) -> Term:
     )
 
 
-def similarity_term(weight: float) -> Term:
-    """SimLoss1 of "Enhancing Diversity" (``losses/similarity.py``): images unlike one another."""
+def similarity_terms(config: GeneratorConfig) -> tuple[Term, ...]:
+    """Images unlike one another, and unlike those of their class (``losses/similarity.py``)."""
 
-    def similarity(judged: Judged) -> Tensor:
+    def among_all(judged: Judged) -> Tensor:
         assert judged.penultimate is not None
         return similarity_to_others(judged.penultimate)
 
-    return Term("similarity", weight, similarity, frozenset({PENULTIMATE}), "similarity_weight")
+    def within_classes(judged: Judged) -> Tensor:
+        assert judged.penultimate is not None
+        assert judged.targets is not None
+        classes = judged.teacher_logits.shape[1]
+        return similarity_within_classes(judged.penultimate, judged.targets, classes)
+
+    needs = frozenset({PENULTIMATE})
+    return (
+        Term("similarity", config.similarity_weight, among_all, needs),
+        Term("similarity within classes", config.class_similarity_weight, within_classes, needs),
+    )
 
 
 def disagreement_term(weight: float) -> Term:

@@ -22,16 +22,18 @@ class GeneratorConfig:
         milestones: Shares of all lessons after which the learning rate falls to a tenth.
         similarity_weight: Of the images' similarity in the teacher's last features (SimLoss1 of
             "Enhancing Diversity for Data-free Quantization"); not in the method's own paper.
+        class_similarity_weight: Of their similarity to the others of their class; in no paper.
     """
 
     learning_rate: float = 1e-3
     momentum: tuple[float, float] = (0.5, 0.999)
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
     similarity_weight: float = 0.0
+    class_similarity_weight: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate")
-        require_not_negative(self, "similarity_weight")
+        require_not_negative(self, "similarity_weight", "class_similarity_weight")
         if not all(0 <= beta < 1 for beta in self.momentum):
             raise ValueError(f"'momentum' must lie in 0..1, below 1. Got {self.momentum}.")
         if not all(0 < share <= 1 for share in self.milestones):

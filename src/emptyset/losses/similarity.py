@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+# Of classes that two images share, so little is none.
+_SHARED = 1e-6
+
 
 def similarity_to_others(features_NF: Tensor) -> Tensor:
     """Cosine of each image's features with the mean of all others'.
@@ -25,6 +28,30 @@ def similarity_to_others(features_NF: Tensor) -> Tensor:
     with torch.no_grad():
         others = (features_NF.sum(dim=0, keepdim=True) - features_NF) / (len(features_NF) - 1)
     return nn.functional.cosine_similarity(features_NF, others, dim=1).mean()
+
+
+def similarity_within_classes(features_NF: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """Mean cosine over the pairs of different images, by how much of a class they share.
+
+        Σ_{i≠j} (y_i · y_j) cos(f_i, f_j) / Σ_{i≠j} (y_i · y_j)
+
+    Args:
+        features_NF: ``(N, F)``; features of zeros count with cosine 0.
+        targets: y, ``(N,)`` classes or ``(N, C)`` probabilities.
+        classes: C.
+
+    Returns:
+        Scalar, −1..1; 0 where no two images share a class.
+
+    Source:
+        Ours.
+    """
+    if targets.dim() == 1:
+        targets = nn.functional.one_hot(targets, classes)
+    labels = targets.to(features_NF.dtype)
+    units = nn.functional.normalize(features_NF, dim=1)
+    shared = (labels @ labels.T).fill_diagonal_(0.0)
+    return (shared * (units @ units.T)).sum() / shared.sum().clamp(min=_SHARED)
 
 
 def pairwise_similarity(features_NF: Tensor) -> Tensor:

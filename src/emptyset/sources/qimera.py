@@ -85,6 +85,7 @@ class QimeraConfig:
         activation_weight: Of the teacher's last features (zaq).
         similarity_weight: Of the images' similarity in the teacher's last features (SimLoss1 of
             "Enhancing Diversity for Data-free Quantization"); not in Qimera.
+        class_similarity_weight: Of their similarity to the others of their class; in no paper.
         student_steps: Batches for the student before one for the generator (zaq).
         learning_rate: Of Adam, at the start.
         momentum: β₁ and β₂ of Adam (0.5, 0.999; zaq: 0.9, 0.999).
@@ -112,6 +113,7 @@ class QimeraConfig:
     relation_weight: float = 1.0
     activation_weight: float = 0.1
     similarity_weight: float = 0.0
+    class_similarity_weight: float = 0.0
     student_steps: int = 5
     learning_rate: float = 1e-3
     momentum: tuple[float, float] | None = None
@@ -148,6 +150,7 @@ class QimeraConfig:
         given: dict[str, Any] = {
             "learning_rate": self.learning_rate,
             "similarity_weight": self.similarity_weight,
+            "class_similarity_weight": self.class_similarity_weight,
         }
         given |= {
             name: value

@@ -38,6 +38,7 @@ class ZaqConfig(AdversarialGeneratorConfig):
         milestones: Shares of all lessons after which the learning rate falls to a tenth (100 and
             200 of 300 epochs).
         label_weight: Always 0 here: the images have no labels. See the source `qimera`.
+        class_similarity_weight: Always 0 here, too.
     """
 
     latent: int = 256
@@ -49,11 +50,12 @@ class ZaqConfig(AdversarialGeneratorConfig):
         super().__post_init__()
         require_positive(self, "latent")
         require_widths(self.widths)
-        if self.label_weight:
-            raise ValueError(
-                "'label_weight' needs labels, and ZAQ's images have none. Use the source qimera "
-                "with base zaq."
-            )
+        for name in ("label_weight", "class_similarity_weight"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"'{name}' needs labels, and ZAQ's images have none. Use the source qimera "
+                    "with base zaq."
+                )
 
     @classmethod
     def smallest(cls) -> "ZaqConfig":
