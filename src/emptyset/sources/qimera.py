@@ -12,13 +12,13 @@ Needs: what the base needs, at least 2 classes, and for extracted embeddings a l
     linear or a 1x1 convolution.
 Settings of the released scripts, K and p: CIFAR-10 2, 0.4; CIFAR-100 w4 10, 0.4, w5 50, 0.4;
     ResNet-18 w4 500, 0.4, w5 100, 0.4; ResNet-50 w4 500, 0.7, w5 100, 0.7; MobileNetV2 100, 0.4.
-Differs from source: extracted embeddings are scaled, to stand out of the noise (``embedding_spread:
-    null``: as published; mapped, the rows of a ResNet-20 of CIFAR-100 have a standard deviation of
-    0.07 beside noise of 1). Class-conditional BatchNorm of superposed classes is their sum
-    (``superposed_norm: mean``: as released). The released scripts run without the mapping (its
-    switch is inverted), with noise in every slot before it (``mapping: false``, ``noise:
-    per_slot``), and mostly with random embeddings. Guesses: the length of the latent on base zaq,
-    and on base autorecon (that of its own generator, not 64), and that the mapping has no
+Differs from source: extracted embeddings are scaled to the spread that random ones have
+    (``embedding_spread: null``: as published; mapped, the rows of a ResNet-20 of CIFAR-100 have a
+    standard deviation of 0.07, which noise of 1 hides). Class-conditional BatchNorm of superposed
+    classes is their sum (``superposed_norm: mean``: as released). The released scripts run without
+    the mapping (its switch is inverted), with noise in every slot before it (``mapping: false``,
+    ``noise: per_slot``), and mostly with random embeddings. Guesses: the length of the latent on
+    base zaq, and on base autorecon (that of its own generator, not 64), and that the mapping has no
     activation.
 """
 
