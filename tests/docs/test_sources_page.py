@@ -140,9 +140,12 @@ def test_what_the_page_says_of_divergence_is_so(
 
 
 def test_the_recipes_are_read() -> None:
-    smallest, with_others = [Recipe.parse(*read_marked(b, "page")) for b in blocks("yaml")]
+    smallest, short, with_others = [Recipe.parse(*read_marked(b, "page")) for b in blocks("yaml")]
     assert smallest.source is not None
     assert (smallest.source.count, smallest.synthesize) == (1024, None)
+    assert short.source is not None
+    weights = ("statistics_weight", "similarity_weight", "class_similarity_weight")
+    assert tuple(short.source.settings()) == weights
     assert with_others.source is not None
     assert [one.method for one in with_others.refine] == ["calibrate", "genie", "distill"]
 
