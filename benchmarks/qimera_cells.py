@@ -136,6 +136,13 @@ SOURCES = {
         "qimera",
         {"statistics_weight": 10.0, "similarity_weight": 1.0, "class_similarity_weight": 5.0},
     ),
+    # On the way to it.
+    "qimera, statistics 10, embeddings unscaled": Source(
+        "qimera", {"statistics_weight": 10.0, "embedding_spread": None}
+    ),
+    "qimera, statistics 10, similarity 2": Source(
+        "qimera", {"statistics_weight": 10.0, "similarity_weight": 2.0}
+    ),
     "gdfq, Mixup": Source("gdfq", distill={"preset": "gdfq", "mixing": "mixup"}),
     "gdfq, CutMix": Source("gdfq", distill={"preset": "gdfq", "mixing": "cutmix"}),
     "gdfq, AIT": Source("gdfq", distill={"preset": "ait"}),
@@ -246,6 +253,11 @@ TABLES = {
         *(Cell(n, UNSCALED[0], "w4a4", r) for n in (AKA, C100) for r in (PUBLISHED, OURS)),
         *(Cell(n, UNSCALED[1], "w4a4", PUBLISHED) for n in (AKA, C100)),
         Cell(AKA, UNSCALED[2], "w4a4", PUBLISHED),
+        Cell(AKA, "qimera, statistics 10, similarity 2", "w4a4", OURS),
+        *(
+            Cell(AKA, "qimera, statistics 10, embeddings unscaled", bits, OURS)
+            for bits in ("w4a4", "w3a3")
+        ),
     ],
     # The whole schedules from scratch stand in the inversion tables; beside a source in `accuracy`.
     "initialised": [
