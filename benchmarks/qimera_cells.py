@@ -160,12 +160,12 @@ SOURCES = {
     "texq": Source("texq", distill={"preset": "texq"}),
 }
 # The rows of the teacher's last layer as they stand there, hidden in the noise.
-UNSCALED = tuple(
-    f"{name}, embeddings unscaled" for name in ("qimera", "qimera on autorecon", "qimera on zaq")
-)
-for _name in UNSCALED:
-    _scaled = SOURCES[_name.removesuffix(", embeddings unscaled")]
-    SOURCES[_name] = replace(_scaled, settings={**_scaled.settings, "embedding_spread": None})
+_SCALED = ("qimera", "qimera on autorecon", "qimera on zaq")
+UNSCALED = tuple(f"{name}, embeddings unscaled" for name in _SCALED)
+SOURCES |= {
+    name: replace(about, settings={**about.settings, "embedding_spread": None})
+    for name, about in zip(UNSCALED, (SOURCES[name] for name in _SCALED), strict=True)
+}
 # Table 4: superposed embeddings (SE), disentanglement mapping (DM), extracted initialisation (EEI).
 _PARTS: dict[str, dict[str, Any]] = {
     "SE": {"mapping": False, "embeddings": "random"},

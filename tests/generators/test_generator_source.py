@@ -127,6 +127,7 @@ class PlainLoop:
 
     def lesson(self, drawn: dict[str, Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
         self.inputs.clear()
+        self.features.clear()
         images = self.net(drawn)
         logits = self.teacher(images)
         gaps = [
@@ -135,8 +136,8 @@ class PlainLoop:
             for x, norm in zip(self.inputs, self.norms, strict=True)
         ]
         loss = F.cross_entropy(logits, targets) + self.weight * sum(gaps) / len(gaps)
-        loss = loss + self.similarity * alike(self.features[-1])
-        loss = loss + self.within * alike_within(self.features[-1], targets)
+        loss = loss + self.similarity * alike(self.features[0])
+        loss = loss + self.within * alike_within(self.features[0], targets)
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
@@ -151,7 +152,10 @@ class PlainLoop:
         ("autorecon", {}),
         ("qimera", {"superposed_share": 0.5, "superposed_classes": 3}),
         ("qimera", {"superposed_share": 0.5, "noise": "per_slot", "embeddings": "frozen"}),
-        ("qimera", {"base": "autorecon", "width": 4, "superposed_share": 0.5}),
+        (
+            "qimera",
+            {"base": "autorecon", "width": 4, "superposed_share": 0.5, "embedding_spread": None},
+        ),
         ("gdfq", {"similarity_weight": 2.0}),
         ("qimera", {"similarity_weight": 2.0}),
         ("gdfq", {"class_similarity_weight": 3.0}),
@@ -174,8 +178,7 @@ def test_lessons_are_those_of_the_published_loop(
         lesson = source.next_batch(BATCH)
         assert lesson.targets is not None
         images, logits = plain.lesson(drawn[-1], lesson.targets)
-        # Adam makes rounding large.
-        torch.testing.assert_close(lesson.images, images, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(lesson.images, images, atol=2e-4, rtol=1e-3)
         torch.testing.assert_close(lesson.teacher_logits, logits, atol=2e-3, rtol=1e-3)
         assert lesson.student_learns
         assert not lesson.source_learns

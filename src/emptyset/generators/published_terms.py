@@ -1,4 +1,4 @@
-"""The loss terms of published generators, as parts: GDFQ's two, ZAQ's and AdaDFQ's three."""
+"""The loss terms of generators, as parts: GDFQ's two, ZAQ's and AdaDFQ's three, similarity."""
 
 import torch.nn.functional as F
 from torch import Tensor

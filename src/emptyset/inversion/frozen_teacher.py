@@ -66,7 +66,7 @@ class FrozenTeacher:
         name = last_layer(self.module, torch.zeros(1, *self.shape, device=self.device))
         self.last = [] if name is None else [by_name[name]]
         self.feature_kind = LOGITS if name is None else PENULTIMATE
-        read_copies(self.module, self._watched(), torch.zeros(1, *self.shape, device=self.device))
+        read_copies(self.module, self.watched(), torch.zeros(1, *self.shape, device=self.device))
         # What the hooks of a loss catch, for as long as it is there.
         self._caught: list[Recorded] = []
 
@@ -84,9 +84,9 @@ class FrozenTeacher:
     def look(self, images_NCHW: Tensor) -> Seen:
         """What the copy makes of images [standardised pixel units], float32, no gradients."""
         images_NCHW = images_NCHW.to(self.device)
-        with recorded_inputs(self._watched()) as recorded:
+        with recorded_inputs(self.watched()) as recorded:
             logits = self.module(self.units.to_teacher(images_NCHW))
-            statistics, features = self._sorted(recorded)
+            statistics, features = self.sorted_inputs(recorded)
         # The hooks of a loss caught all feature maps too; nobody will ask for these.
         for caught in self._caught:
             caught.clear()
@@ -107,7 +107,7 @@ class FrozenTeacher:
         """
         with ExitStack() as hooks:
             recorded = [
-                hooks.enter_context(recorded_inputs(one._watched())) for one in (self, *others)
+                hooks.enter_context(recorded_inputs(one.watched())) for one in (self, *others)
             ]
             for one, caught in zip((self, *others), recorded, strict=True):
                 one._caught.append(caught)
@@ -129,11 +129,17 @@ class FrozenTeacher:
 
             yield loss
 
-    def _watched(self) -> list[nn.Module]:
+    def watched(self) -> list[nn.Module]:
+        """The layers whose inputs are looked at: BatchNorm layers, and the last one."""
         return [layer.module for layer in self.layers] + self.last
 
-    def _sorted(self, recorded: Recorded) -> tuple[Layers, Tensor | None]:
-        """Statistics of the BatchNorm inputs in the order of the calls; the features."""
+    def sorted_inputs(self, recorded: Recorded) -> tuple[Layers, Tensor | None]:
+        """What ``watched`` layers were given, as statistics and features.
+
+        Returns:
+            Of the BatchNorm inputs, in the order of the calls; ``(N, F)``, None without a last
+            layer.
+        """
         statistics, features = [], None
         for position, x in recorded:
             if position < len(self.layers):
@@ -190,7 +196,7 @@ class _Loss:
             images = teacher.units.from_other(images, self.teachers[0].units)
         with torch.autocast(teacher.device.type, torch.bfloat16, enabled=self.half):
             logits = teacher.module(teacher.units.to_teacher(images))
-        layers, features = teacher._sorted(recorded)
+        layers, features = teacher.sorted_inputs(recorded)
         recorded.clear()  # nothing keeps the features alive longer than the gradient needs them
         return logits.float(), layers, features
 
