@@ -63,8 +63,8 @@ def measure(cell: cells.Cell) -> Row:
     shown: Any
     source: Any = None
     beside: Row = {}
-    if cell.recipe == cells.AGAIN:
-        before = replace(cell, bits="w4a4", recipe=cells.OURS)
+    if cell.recipe_as_usual == cells.AGAIN:
+        before = replace(cell, bits="w4a4", recipe=cell.recipe.replace(cells.AGAIN, cells.OURS))
         kept = folder_of("qimera", *(getattr(before, name) for name in KEY))
         shown = source = generation.generator_from(kept / "generator.safetensors", teacher)
     elif about.method:
@@ -73,10 +73,10 @@ def measure(cell: cells.Cell) -> Row:
         )
     else:
         shown = _stored(cell.source, cell, teacher)
-    if cell.recipe in cells.INITIALISED or (ours and source is None):
+    if cell.recipe_as_usual in cells.INITIALISED or (ours and source is None):
         images = shown if source is None else _stored("harvested spectrum 1024", cell, teacher)
         _fit(student, images.subset(torch.arange(1024)), cell)
-    if cell.recipe in cells.INITIALISED:
+    if cell.recipe_as_usual in cells.INITIALISED:
         row["reconstructed"] = round(top1(student, test), 2)
     if cell.source in cells.BESIDE:
         shown, beside = _with_real(cell, teacher, source)
@@ -99,7 +99,7 @@ def measure(cell: cells.Cell) -> Row:
 def _fit(student: Student, images: ImageSet, cell: cells.Cell) -> None:
     """Ranges, and for the short training blocks too."""
     emptyset.refine(student, images, seed=cell.seed)
-    if cell.recipe in cells.INITIALISED:
+    if cell.recipe_as_usual in cells.INITIALISED:
         emptyset.refine(student, images, "genie", seed=cell.seed, steps=1000, patience=5)
 
 

@@ -87,7 +87,9 @@ def test_beside_a_source_the_learned_preset_waits_for_it(teacher: Teacher) -> No
     alone = DistillConfig().course(BITS)
     beside = DistillConfig().course(BITS, make("gdfq", teacher))
     assert (alone.steps, alone.warm_up, alone.augmentation) == (500, 0, "shift")
-    assert (beside.steps, beside.warm_up, beside.augmentation) == (2000, 500, "none")
+    assert (beside.steps, beside.warm_up, beside.augmentation) == (2000, 500, "shift")
+    published = DistillConfig(preset="published").course(BITS, make("gdfq", teacher))
+    assert published.augmentation == "none"
     assert [beside.share_of_rate(n) for n in (500, 1250)] == pytest.approx([1, 0.5])
     asked = DistillConfig().course(BITS, make("zaq", teacher))
     assert asked.warm_up == 0

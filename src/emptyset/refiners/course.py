@@ -64,6 +64,10 @@ class Preset:
     inundation: str = "none"
     moving_rate: float | None = None
 
+    def moved(self, live: bool) -> str:
+        """How images are moved, beside a source or not: published ones are shown as they come."""
+        return self.augmentation if self.learned or not live else "none"
+
 
 # AdaSG and AdaDFQ on CIFAR: GDFQ's schedule, another loss.
 _ADAPTIVE = Preset(

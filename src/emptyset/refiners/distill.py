@@ -5,7 +5,7 @@ then both learn in one loop. Presets:
 
 ``learned`` (default): ours. Steps of weights (per channel) and activations start from calibration
     (Lp search below 8 bits) and are learnt with the weights; divergence from the teacher only,
-    Adam, cosine decay, stored images shifted and mirrored. Beside a source the first quarter of the
+    Adam, cosine decay, images shifted and mirrored. Beside a source the first quarter of the
     batches is for the source alone; then its images set the ranges. One that asks the student (zaq,
     adasg, adadfq) cannot learn before it, so ranges come from its first images: better run
     `calibrate` on other images before.
@@ -124,8 +124,8 @@ class DistillConfig:
         perturbation: HAST's ε: every image is also shown after one sign step of this size up the
             loss [normalised units]; 0 for none.
         mask: Where gradients pass a learned quantizer: ``code``, ``value`` or ``none``.
-        augmentation: ``shift`` (by up to an eighth), ``crop`` (resized, half of the area at least)
-            or ``none`` (shift | crop | none | none; beside a source always none).
+        augmentation: ``shift`` (up to an eighth), ``crop`` (resized, half of the area at least) or
+            ``none`` (shift | crop | none | none; beside a source ``published`` too has none).
         flip: Probability of mirroring an image; 0 for digits and letters.
         mixing: ``mixup`` or ``cutmix``: every image is mixed with another one and shown to teacher
             and student alike, labels in the same shares; ``mixup_images`` or ``cutmix_images``:
@@ -298,7 +298,7 @@ class DistillConfig:
             feature_attention=self.feature_attention,
             perturbation=self.perturbation,
             mask=self.mask,
-            augmentation=self.augmentation or ("none" if live else own.augmentation),
+            augmentation=self.augmentation or own.moved(live),
             flip=self.flip,
             mixing=self.mixing or own.mixing,
             inundation=self.inundation or own.inundation,
