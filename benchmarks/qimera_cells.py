@@ -25,6 +25,8 @@ OURS, TENTH = "learned", "genie, then a tenth of learned"
 # The same beside the generator that `learned` trained at w4a4, which goes on learning.
 AGAIN = "genie, then a tenth of learned, generator trained before"
 INITIALISED = (TENTH, AGAIN)
+# As long as `distill` takes by itself: as many passes through the teacher as the best of inversion.
+LONG = "learned, 4,000 lessons, CutMix"
 # Behind one of these: the student sees the generator's images as they are.
 UNMOVED = ", images not moved"
 SHORT = "qimera, short schedule"
@@ -100,6 +102,8 @@ class Cell:
                 settings["augmentation"] = "none"
             if self.recipe_as_usual == AGAIN:
                 return settings | {"warm_up": 0.0}
+            if self.recipe == LONG:
+                return settings | {"steps": 4000, "mixing": "cutmix"}
             if SOURCES[self.source].method:
                 # With the default warm-up of a quarter the student has its updates.
                 settings["steps"] = round(updates * 4 / 3)
@@ -259,6 +263,7 @@ TABLES = {
             for n in (AKA, C100)
             for bits in ("w4a4", "w3a3")
         ),
+        Cell(AKA, SHORT, "w3a3", LONG),
         # On the way.
         *(
             Cell(n, UNSCALED[0], "w4a4", recipe)
