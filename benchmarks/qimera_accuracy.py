@@ -63,8 +63,7 @@ def measure(cell: cells.Cell) -> Row:
     shown: Any
     source: Any = None
     beside: Row = {}
-    if cell.recipe_as_usual == cells.AGAIN:
-        before = replace(cell, bits="w4a4", recipe=cell.recipe.replace(cells.AGAIN, cells.OURS))
+    if before := cell.trained_before:
         kept = folder_of("qimera", *(getattr(before, name) for name in KEY))
         shown = source = generation.generator_from(kept / "generator.safetensors", teacher)
     elif about.method:

@@ -27,6 +27,8 @@ AGAIN = "genie, then a tenth of learned, generator trained before"
 INITIALISED = (TENTH, AGAIN)
 # As long as `distill` takes by itself: as many passes through the teacher as the best of inversion.
 LONG = "learned, 4,000 lessons, CutMix"
+# A new student beside the generator of that.
+LONG_AGAIN = "learned, 3,000 lessons, CutMix, generator trained before"
 # Behind one of these: the student sees the generator's images as they are.
 UNMOVED = ", images not moved"
 SHORT = "qimera, short schedule"
@@ -91,6 +93,13 @@ class Cell:
         """Without what is said behind it."""
         return self.recipe.removesuffix(UNMOVED)
 
+    @property
+    def trained_before(self) -> "Cell | None":
+        """The row whose generator goes on learning in this one."""
+        if self.recipe_as_usual == AGAIN:
+            return replace(self, bits="w4a4", recipe=self.recipe.replace(AGAIN, OURS))
+        return replace(self, recipe=LONG) if self.recipe == LONG_AGAIN else None
+
     def distill_settings(self) -> dict[str, Any]:
         """Of the refiner."""
         if self.recipe not in LESSONS:
@@ -104,6 +113,8 @@ class Cell:
                 return settings | {"warm_up": 0.0}
             if self.recipe == LONG:
                 return settings | {"steps": 4000, "mixing": "cutmix"}
+            if self.recipe == LONG_AGAIN:
+                return settings | {"steps": 3000, "mixing": "cutmix", "warm_up": 0.0}
             if SOURCES[self.source].method:
                 # With the default warm-up of a quarter the student has its updates.
                 settings["steps"] = round(updates * 4 / 3)
@@ -263,7 +274,7 @@ TABLES = {
             for n in (AKA, C100)
             for bits in ("w4a4", "w3a3")
         ),
-        Cell(AKA, SHORT, "w3a3", LONG),
+        *(Cell(AKA, SHORT, "w3a3", recipe) for recipe in (LONG, LONG_AGAIN)),
         # On the way.
         *(
             Cell(n, UNSCALED[0], "w4a4", recipe)
