@@ -363,7 +363,7 @@ def test_scales_of_activations_are_learnt_on_the_weights_that_were_learnt(
     monkeypatch.setattr(Optimisation, "run", watched_run)
     monkeypatch.setattr(Steps, "step", watched_step)
     # Every step takes all images, so the first loss of a unit is that of the student as it was.
-    learn(student, images, course_of("activations", steps=2, batch_size=22))
+    learn(student, images, course_of("activations", steps=2, batch_size=22, precision="float32"))
     first = dict(reversed(losses))
     # The stem owns no activations.
     assert sorted(first) == [2, 3, 4, 5]

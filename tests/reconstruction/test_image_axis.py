@@ -30,7 +30,9 @@ COURSES: dict[str, dict[str, Any]] = {
 
 
 def course_of(kind: str, steps: int = 12) -> Course:
-    config = ReconstructionConfig(batch_size=6, rounding_learning_rate=5e-2, check_every=4)
+    config = ReconstructionConfig(
+        batch_size=6, rounding_learning_rate=5e-2, check_every=4, precision="float32"
+    )
     return Course(name="test", config=config, steps=steps, **COURSES[kind])
 
 

@@ -133,7 +133,7 @@ def test_a_fresh_generator_of_gdfq_gives_the_ranges(teacher: Teacher, images: Im
         handle.remove()
     entry = sources.get("gdfq")
     generator = entry.make(entry.config(milestones=())).source(teacher, seed=5)
-    generator.begin(WARM_UP, 16)
+    generator.begin(WARM_UP, 16, precision="float32")
     looked_at = [x for x in shown if len(x) == 16]
     assert len(looked_at) == WARM_UP
     for given in looked_at:

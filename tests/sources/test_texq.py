@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from emptyset.errors import UnsupportedModelError
 from emptyset.generators.calibration_centres import CalibrationCentres
-from emptyset.generators.step import LessonExecution
 from emptyset.inversion.frozen_teacher import FrozenTeacher
 from emptyset.losses.texture_energy import texture_energies
 from emptyset.monitor import SILENT, SilentMonitor, State
@@ -159,8 +158,7 @@ def test_the_generators_loss_is_labels_statistics_and_centres(
     centres: str, teacher: Teacher
 ) -> None:
     source = TexQ(replace(SMALL, centres=centres, centre_weight=0.3)).source(teacher, seed=3)
-    source._step._take(LessonExecution(False, torch.float32))
-    source.begin(4, BATCH)
+    source.begin(4, BATCH, precision="float32")
     weights = {term.name: term.weight for term in source.method.terms}
     assert weights == {"cross entropy": 1.0, "batch norm statistics": 0.4, "class centres": 0.3}
     judged: list[Tensor] = []
