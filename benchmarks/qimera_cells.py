@@ -29,6 +29,12 @@ INITIALISED = (TENTH, AGAIN)
 LONG = "learned, 4,000 lessons, CutMix"
 # A new student beside the generator of that.
 LONG_AGAIN = "learned, 3,000 lessons, CutMix, generator trained before"
+# What differs from `learned` in length and mixing.
+_SPECIAL: dict[str, dict[str, Any]] = {
+    AGAIN: {"warm_up": 0.0},
+    LONG: {"steps": 4000, "mixing": "cutmix"},
+    LONG_AGAIN: {"steps": 3000, "mixing": "cutmix", "warm_up": 0.0},
+}
 # Behind one of these: the student sees the generator's images as they are.
 UNMOVED = ", images not moved"
 SHORT = "qimera, short schedule"
@@ -109,12 +115,8 @@ class Cell:
             settings = {"steps": updates, "batch_size": 128, "mixing": "mixup"}
             if self.recipe != self.recipe_as_usual:
                 settings["augmentation"] = "none"
-            if self.recipe_as_usual == AGAIN:
-                return settings | {"warm_up": 0.0}
-            if self.recipe == LONG:
-                return settings | {"steps": 4000, "mixing": "cutmix"}
-            if self.recipe == LONG_AGAIN:
-                return settings | {"steps": 3000, "mixing": "cutmix", "warm_up": 0.0}
+            if self.recipe_as_usual in _SPECIAL:
+                return settings | _SPECIAL[self.recipe_as_usual]
             if SOURCES[self.source].method:
                 # With the default warm-up of a quarter the student has its updates.
                 settings["steps"] = round(updates * 4 / 3)
@@ -338,7 +340,9 @@ ABOUT = {
         "`learned`: refiner `distill`, preset `learned`, Mixup, batches of 128, images that never",
         "repeat, shifted and mirrored unless it says `not moved`; 1,500 updates at w3a3, 1,000 at",
         "w4a4, before them a third as many lessons for the generator alone. `calibrated`: ZeroQ,",
-        "extremes of 64 images.", *_COLUMNS,
+        "extremes of 64 images. `learned, 4,000 lessons`: a quarter is for the generator alone; in",
+        "`3,000 lessons` none is, for that generator goes on learning there.",
+        *_COLUMNS,
     ],
     "initialised": [
         "`python benchmarks/qimera_accuracy.py --table initialised`: `learned` as in table",
