@@ -34,6 +34,8 @@ def test_cosines_and_agreement_are_those_counted_by_hand(batch_size: int) -> Non
     # Pairs: 01 1, 02 and 12 and 23 1/√2, 03 and 13 0.
     assert found.similarity == pytest.approx((1 + 3 * HALF) / 6)
     assert found.similarity_within_class == pytest.approx((1 + HALF) / 2)
+    # Of 1, 2 and 0, 0; of 3, 0 and 3, 1.
+    assert found.variance_within_class == pytest.approx((0.5 + 4.5 + 2.0) / 2)
     others = [(5, 4), (4, 4), (3, 1), (6, 3)]
     rows = [(1, 0), (1, 0), (1, 1), (0, 1)]
     expected = 0.0
@@ -50,6 +52,8 @@ def test_without_targets_the_teachers_classes_are_taken() -> None:
     assert found.class_agreement is None
     assert not found.labelled
     assert found.similarity_within_class == pytest.approx((1 + 2 * HALF) / 3)
+    # Of 1, 2, 3 and 0, 0, 3; class 1 has one image.
+    assert found.variance_within_class == pytest.approx(1 + 3)
     assert found.to_json()["count"] == 4
 
 
@@ -59,9 +63,10 @@ def test_soft_targets_count_as_their_likeliest_class() -> None:
     assert diversity(images(soft), teacher()) == hard
 
 
-def test_classes_of_one_image_have_no_similarity_within() -> None:
+def test_classes_of_one_image_have_nothing_within() -> None:
     pair = ImageSet(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(2, 1, 1, 2), torch.tensor([0, 1]))
-    assert diversity(pair, teacher()).similarity_within_class is None
+    found = diversity(pair, teacher())
+    assert (found.similarity_within_class, found.variance_within_class) == (None, None)
 
 
 def test_one_image_is_like_nothing() -> None:

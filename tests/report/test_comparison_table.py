@@ -18,7 +18,7 @@ def row(name: str, **changes: Any) -> dict[str, Any]:
             "distance": {"sum_l2": 3.14159, "sum_l2_spread": 0.0251, "mean_mse": 0.00123,
                          "mean_mse_spread": None},
             "diversity": {"similarity": 0.5, "similarity_within_class": None,
-                          "class_agreement": 0.875},
+                          "variance_within_class": 12.345, "class_agreement": 0.875},
         },
         "student": {"agreement": {"share": 0.9123}, "quantized": {"top1": 0.8999},
                     "seconds": 4.26},
@@ -50,7 +50,8 @@ def test_every_number_has_its_column(result: dict[str, Any]) -> None:
     assert found == {
         "images": "zeroq", "top-1 %": "89.99", "agreement %": "91.23",
         "BN distance": "3.14 ± 0.03", "BN mse": "0.00123", "similarity": "0.500",
-        "class agreement %": "87.50", "number": "1,500", "image-iterations": "18,000",
+        "variance within class": "12.3", "class agreement %": "87.50",
+        "number": "1,500", "image-iterations": "18,000",
         "steps": "12", "seconds": "20.0", "images/s": "75.0", "student s": "4.3",
     }  # fmt: skip
 

@@ -26,3 +26,11 @@ def test_similarity_names_what_was_compared(kind: str, text: str) -> None:
 def test_what_older_versions_measured_does_not_say_in_which_features() -> None:
     assert features_text([found(), None]) == "teacher's features"
     assert features_text([]) == "teacher's features"
+
+
+def test_variance_is_told_where_it_was_measured() -> None:
+    sets = {"images": found(features="logits", variance_within_class=4.4449), "older": found()}
+    (row,) = [row for row in quality_rows(sets) if row.name == "variance within a class"]
+    assert row.values == ["4.44", "–"]
+    assert row.remark == "of the teacher's logits, summed; higher is more diverse"
+    assert "variance within a class" not in [one.name for one in quality_rows({"older": found()})]

@@ -1,5 +1,6 @@
 """How different images are from one another, as the teacher sees them."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,13 +18,16 @@ from emptyset.teachers.teacher import Teacher
 
 @dataclass(frozen=True)
 class Diversity:
-    """Cosines of teacher features, −1..1; lower is more diverse.
+    """How teacher features differ: cosines, −1..1, lower is more diverse, and their variance.
 
     Attributes:
         similarity: Mean over all pairs of images.
         similarity_within_class: Mean over the pairs of each class, then over the classes with two
             images or more; None where there is no such class.
         similarity_to_others: Mean cosine of an image with the mean of all others (SimLoss1).
+        variance_within_class: Summed over the features, of each class, then mean over the classes
+            with two images or more [features' units, squared]; None where there is no such class.
+            Higher is more diverse. It sees what a cosine leaves out, how far features reach.
         class_agreement: Share of the images that the teacher gives their own class, 0..1; None
             without targets.
         classes: Number of classes that occur.
@@ -36,6 +40,7 @@ class Diversity:
     similarity: float
     similarity_within_class: float | None
     similarity_to_others: float
+    variance_within_class: float | None
     class_agreement: float | None
     classes: int
     count: int
@@ -92,6 +97,7 @@ def diversity(
         similarity=pairwise_similarity(features_NF).item(),
         similarity_within_class=similarity_within(features_NF, classes),
         similarity_to_others=similarity_to_others(features_NF).item(),
+        variance_within_class=variance_within(features_NF, classes),
         class_agreement=agreed,
         classes=len(set(classes.tolist())),
         count=len(classes),
@@ -115,9 +121,29 @@ def similarity_within(features_NF: Tensor, classes_N: Tensor) -> float | None:
     Returns:
         −1..1; None where no class has two images.
     """
+    return _mean_over_classes(features_NF, classes_N, pairwise_similarity)
+
+
+def variance_within(features_NF: Tensor, classes_N: Tensor) -> float | None:
+    """Unbiased variance within each class, summed over the features, then mean over the classes.
+
+    Args:
+        features_NF: ``(N, F)``.
+        classes_N: Class index of each.
+
+    Returns:
+        0 or more; None where no class has two images.
+    """
+    return _mean_over_classes(features_NF, classes_N, lambda members: members.var(dim=0).sum())
+
+
+def _mean_over_classes(
+    features_NF: Tensor, classes_N: Tensor, measure: Callable[[Tensor], Tensor]
+) -> float | None:
+    """Of every class with two images or more."""
     found = []
     for label in sorted(set(classes_N.tolist())):
         members = features_NF[classes_N == label]
         if len(members) > 1:
-            found.append(pairwise_similarity(members).item())
+            found.append(measure(members).item())
     return sum(found) / len(found) if found else None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emptyset.report.quality import cosine_text, distance_text, features_text
+from emptyset.report.quality import cosine_text, distance_text, features_text, variance_text
 
 FLOAT = "float network"
 TOP1 = "top-1 %"
@@ -199,6 +199,11 @@ _COLUMNS = (
         "within class",
         "the same over the pairs of each class",
         _quality(cosine_text, "diversity", "similarity_within_class"),
+    ),
+    _Column(
+        "variance within class",
+        "of the {seen}, summed, mean over the classes; higher is more diverse",
+        _quality(variance_text),
     ),
     _Column(
         "CLIP",

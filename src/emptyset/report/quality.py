@@ -68,6 +68,12 @@ def cosine_text(found: Quality, part: str, name: str) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def variance_text(found: Quality) -> str:
+    """Three digits of the variance within a class, a dash where there is none."""
+    value = (found.get("diversity") or {}).get("variance_within_class")
+    return "–" if value is None else f"{value:.3g}"
+
+
 def features_text(found: Sequence[Quality | None]) -> str:
     """What the similarities compare: the teacher's last features, or the logits of one without.
 
@@ -123,6 +129,9 @@ _MEASURES = [
         cosine_text,
         "diversity",
         "similarity_to_others",
+    ),
+    _measure(
+        "variance within a class", "of the {seen}, summed; higher is more diverse", variance_text
     ),
     _measure("class agreement", "the teacher names the label of the image", agreement_text),
     _measure(
