@@ -38,8 +38,6 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 # Behind one of these: the student sees the generator's images as they are.
 UNMOVED = ", images not moved"
 SHORT = "qimera, short schedule"
-# Coarse structure that spreads over the images as in photographs.
-PHOTOS = "qimera, short schedule, photo spread"
 CALIBRATED = "calibrated"
 OUR_UPDATES = {3: 1500, 4: 1000, 5: 500}
 
@@ -142,7 +140,6 @@ class Cell:
 
 # K of the released scripts: 2 of 10 classes; of 100 classes 10 at 4 bits, 50 at 5.
 _SCRIPTED = {(C100, 5): {"superposed_classes": 50}}
-_SHORT = {"statistics_weight": 10.0, "similarity_weight": 1.0, "class_similarity_weight": 5.0}
 _ZAQ = {"preset": "zaq", "warm_up": 0.0, "milestones": None}
 SOURCES = {
     "real 5120": Source(""),
@@ -161,8 +158,10 @@ SOURCES = {
         "qimera", {"base": "zaq"}, {**_ZAQ, "cross_entropy": 0.1}, by_bits=_SCRIPTED
     ),
     # What a short schedule wants, see `qimera_statistics.py`.
-    SHORT: Source("qimera", _SHORT),
-    PHOTOS: Source("qimera", _SHORT | {"photo_spread_weight": 1.0}),
+    SHORT: Source(
+        "qimera",
+        {"statistics_weight": 10.0, "similarity_weight": 1.0, "class_similarity_weight": 5.0},
+    ),
     # On the way to it.
     "qimera, statistics 10, embeddings unscaled": Source(
         "qimera", {"statistics_weight": 10.0, "embedding_spread": None}
@@ -278,8 +277,6 @@ TABLES = {
             for bits in ("w4a4", "w3a3")
         ),
         *(Cell(AKA, SHORT, "w3a3", recipe) for recipe in (LONG, LONG_AGAIN)),
-        *(Cell(AKA, PHOTOS, "w3a3", recipe) for recipe in (LONG, LONG_AGAIN)),
-        *(Cell(n, PHOTOS, bits, OURS) for n in (AKA, C100) for bits in ("w4a4", "w3a3")),
         # On the way.
         *(
             Cell(n, UNSCALED[0], "w4a4", recipe)

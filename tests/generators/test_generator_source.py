@@ -1,7 +1,6 @@
 """Lessons against a plain loop of torch: the published losses, Adam, one forward each."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -99,27 +98,6 @@ def alike_within(features_NF: Tensor, targets: Tensor) -> Tensor:
     return total / weights if weights else total
 
 
-def uneven(images_NCHW: Tensor) -> Tensor:
-    """Deviation of each coarse wave's strength from that in photographs, wave by wave."""
-    _, channels, height, width = images_NCHW.shape
-    shorter, everything, terms = min(height, width), 0.0, []
-    for k in range(height):
-        for m in range(width):
-            frequency = max(1.0, math.hypot(k * shorter / height, m * shorter / width))
-            everything += frequency**-2 / (height * width)
-            if max(k, m) >= 8:
-                continue
-            rows = torch.cos(math.pi / height * (torch.arange(height) + 0.5) * k)
-            columns = torch.cos(math.pi / width * (torch.arange(width) + 0.5) * m)
-            wave = rows[:, None] * columns
-            for c in range(channels):
-                strengths = (images_NCHW[:, c] * wave / wave.norm()).sum((1, 2))
-                ratio = strengths.std(correction=0) / images_NCHW[:, c].std(correction=0)
-                terms.append((ratio.log(), frequency))
-    squares = [(r + math.log(f) + math.log(everything) / 2) ** 2 for r, f in terms]
-    return torch.stack(squares).mean()
-
-
 class PlainLoop:
     """The published loop: nothing shared, nothing frozen."""
 
@@ -131,10 +109,9 @@ class PlainLoop:
         *,
         similarity: float = 0.0,
         within: float = 0.0,
-        spread: float = 0.0,
     ) -> None:
         self.net, self.weight = copy.deepcopy(source.generator), weight
-        self.similarity, self.within, self.spread = similarity, within, spread
+        self.similarity, self.within = similarity, within
         self.teacher = copy.deepcopy(teacher.module).requires_grad_(True)
         self.adam = torch.optim.Adam(
             [p for p in self.net.parameters() if p.requires_grad], lr=1e-3, betas=(0.5, 0.999)
@@ -161,8 +138,6 @@ class PlainLoop:
         loss = F.cross_entropy(logits, targets) + self.weight * sum(gaps) / len(gaps)
         loss = loss + self.similarity * alike(self.features[0])
         loss = loss + self.within * alike_within(self.features[0], targets)
-        if self.spread:
-            loss = loss + self.spread * uneven(images)
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
@@ -185,8 +160,6 @@ class PlainLoop:
         ("qimera", {"similarity_weight": 2.0}),
         ("gdfq", {"class_similarity_weight": 3.0}),
         ("qimera", {"class_similarity_weight": 3.0, "superposed_share": 0.5}),
-        ("gdfq", {"photo_spread_weight": 0.5}),
-        ("qimera", {"photo_spread_weight": 0.5, "superposed_share": 0.5}),
     ],
 )
 def test_lessons_are_those_of_the_published_loop(
@@ -199,7 +172,6 @@ def test_lessons_are_those_of_the_published_loop(
         weight=0.1,
         similarity=settings.get("similarity_weight", 0.0),
         within=settings.get("class_similarity_weight", 0.0),
-        spread=settings.get("photo_spread_weight", 0.0),
     )
     drawn = recording_draws(source)
     for _ in range(4):

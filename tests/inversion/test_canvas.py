@@ -7,8 +7,7 @@ from scipy import fft
 from torch import Tensor, nn
 
 from emptyset.errors import RecipeError
-from emptyset.images.cosine_spectrum import cosine_basis, photo_amplitudes
-from emptyset.inversion.canvas import Spectrum
+from emptyset.inversion.canvas import Spectrum, cosine_basis, photo_amplitudes
 from emptyset.inversion.updates import Adam, Clipped, Restarted, unclipped
 from emptyset.registry import synthesizers
 from emptyset.teachers.teacher import InputSpec, Teacher

@@ -1,4 +1,4 @@
-"""The loss terms of generators, as parts: GDFQ's two, ZAQ's and AdaDFQ's three, and diversity."""
+"""The loss terms of generators, as parts: GDFQ's two, ZAQ's and AdaDFQ's three, similarity."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,16 +20,15 @@ from emptyset.generators.settings import (
 from emptyset.losses.batch_norm_statistics import gdfq_statistics
 from emptyset.losses.feature_relations import feature_relation_loss
 from emptyset.losses.logit_difference import adaptability_margin
-from emptyset.losses.photo_spread import photo_spread
 from emptyset.losses.similarity import similarity_to_others, similarity_within_classes
 
 
 def gdfq_terms(config: LabelledGeneratorConfig) -> tuple[Term, ...]:
-    """``L_G = CE(z_P, y) + α · BNS``, GDFQ's and AutoReCon's loss, and diversity; 0 left out."""
+    """``L_G = CE(z_P, y) + α · BNS``, GDFQ's and AutoReCon's loss, and similarity; 0 left out."""
     terms = (
         label_term(config.label_weight),
         statistics_term(config.statistics_weight),
-        *diversity_terms(config),
+        *similarity_terms(config),
     )
     return tuple(term for term in terms if term.weight)
 
@@ -37,14 +36,14 @@ def gdfq_terms(config: LabelledGeneratorConfig) -> tuple[Term, ...]:
 def zaq_terms(config: AdversarialGeneratorConfig) -> tuple[Term, ...]:
     """``L_G = −mean|z_Q − z_P| − α · SCRM − β · mean|f_P| + ρ · CE(z_P, y)``; 0 left out.
 
-    Diversity comes on top, where it is wanted.
+    Similarity comes on top, where it is wanted.
     """
     terms = (
         disagreement_term(1.0),
         relation_term(config.relation_weight),
         activation_term(config.activation_weight),
         label_term(config.label_weight),
-        *diversity_terms(config),
+        *similarity_terms(config),
     )
     return tuple(term for term in terms if term.weight)
 
@@ -79,11 +78,8 @@ def statistics_term(weight: float) -> Term:
     )
 
 
-def diversity_terms(config: GeneratorConfig) -> tuple[Term, ...]:
-    """Images unlike one another and those of their class, and coarse structure as in photographs.
-
-    See ``losses/similarity.py`` and ``losses/photo_spread.py``.
-    """
+def similarity_terms(config: GeneratorConfig) -> tuple[Term, ...]:
+    """Images unlike one another, and unlike those of their class (``losses/similarity.py``)."""
 
     def among_all(judged: Judged) -> Tensor:
         assert judged.penultimate is not None
@@ -99,7 +95,6 @@ def diversity_terms(config: GeneratorConfig) -> tuple[Term, ...]:
     return (
         Term("similarity", config.similarity_weight, among_all, needs),
         Term("similarity within classes", config.class_similarity_weight, within_classes, needs),
-        Term("photo spread", config.photo_spread_weight, lambda j: photo_spread(j.images)),
     )
 
 

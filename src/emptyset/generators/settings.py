@@ -23,8 +23,6 @@ class GeneratorConfig:
         similarity_weight: Of the images' similarity in the teacher's last features (SimLoss1 of
             "Enhancing Diversity for Data-free Quantization"); not in the method's own paper.
         class_similarity_weight: Of their similarity to the others of their class; in no paper.
-        photo_spread_weight: Of how far a batch's coarse structure is from spreading over the images
-            as that of photographs does; in no paper, and not for drawings or digits.
     """
 
     learning_rate: float = 1e-3
@@ -32,13 +30,10 @@ class GeneratorConfig:
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
     similarity_weight: float = 0.0
     class_similarity_weight: float = 0.0
-    photo_spread_weight: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate")
-        require_not_negative(
-            self, "similarity_weight", "class_similarity_weight", "photo_spread_weight"
-        )
+        require_not_negative(self, "similarity_weight", "class_similarity_weight")
         if not all(0 <= beta < 1 for beta in self.momentum):
             raise ValueError(f"'momentum' must lie in 0..1, below 1. Got {self.momentum}.")
         if not all(0 < share <= 1 for share in self.milestones):

@@ -86,8 +86,6 @@ class QimeraConfig:
         similarity_weight: Of the images' similarity in the teacher's last features (SimLoss1 of
             "Enhancing Diversity for Data-free Quantization"); not in Qimera.
         class_similarity_weight: Of their similarity to the others of their class; in no paper.
-        photo_spread_weight: Of how far a batch's coarse structure is from spreading over the images
-            as that of photographs does; in no paper, and not for drawings or digits.
         student_steps: Batches for the student before one for the generator (zaq).
         learning_rate: Of Adam, at the start.
         momentum: β₁ and β₂ of Adam (0.5, 0.999; zaq: 0.9, 0.999).
@@ -116,7 +114,6 @@ class QimeraConfig:
     activation_weight: float = 0.1
     similarity_weight: float = 0.0
     class_similarity_weight: float = 0.0
-    photo_spread_weight: float = 0.0
     student_steps: int = 5
     learning_rate: float = 1e-3
     momentum: tuple[float, float] | None = None
@@ -154,7 +151,6 @@ class QimeraConfig:
             "learning_rate": self.learning_rate,
             "similarity_weight": self.similarity_weight,
             "class_similarity_weight": self.class_similarity_weight,
-            "photo_spread_weight": self.photo_spread_weight,
         }
         given |= {
             name: value
