@@ -353,8 +353,8 @@ ABOUT = {
         "`accuracy`, from a calibrated student; the other: a tenth of these updates behind Genie-M",
         "of 1,000 steps a block on 1,024 images, of `harvested spectrum` where the student then",
         "learns beside a generator. A third of that is too little for a generator, so `generator",
-        "trained before` goes on with the one that `learned` trained at w4a4. `3,000 lessons`: twice",
-        "the updates of `learned`, beside the generator of the row with 4,000 in `accuracy`.",
+        "trained before` goes on with the one that `learned` trained at w4a4. `3,000 lessons`: as",
+        "many updates, twice those of `learned`, beside the generator of 4,000 in `accuracy`.",
         "`reconstructed`: top-1 before that training.", *_COLUMNS,
     ],
     "grid": [
