@@ -13,6 +13,7 @@ confusing, and their thresholds, stand in `results/qimera_confusing_classes_*.js
 import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import qimera_cells as cells
@@ -59,13 +60,13 @@ def measure(cell: cells.Cell) -> Row:
         extremes = {"weight_range": "min_max", "activation_range": "min_max"}
         emptyset.refine(student, _stored(cell.source, cell, teacher), **extremes)
         return row | _worth(float_top1, top1(student, test))
-    folder = folder_of("qimera", *(getattr(cell, name) for name in KEY))
+    folder = training_folder(cell)
     shown: Any
     source: Any = None
     beside: Row = {}
     if before := cell.trained_before:
-        kept = folder_of("qimera", *(getattr(before, name) for name in KEY))
-        shown = source = generation.generator_from(kept / "generator.safetensors", teacher)
+        kept = training_folder(before) / "generator.safetensors"
+        shown = source = generation.generator_from(kept, teacher)
     elif about.method:
         shown = source = generation.source(
             teacher, about.method, seed=cell.seed, **cell.source_settings()
@@ -93,6 +94,11 @@ def measure(cell: cells.Cell) -> Row:
         return row
     save_generator(source, folder / "generator.safetensors")
     return row | (_between_classes(source, teacher) if cell.source in cells.BETWEEN_CLASSES else {})
+
+
+def training_folder(cell: cells.Cell) -> Path:
+    """Where the training of a row keeps its states and its generator."""
+    return folder_of("qimera", *(getattr(cell, name) for name in KEY))
 
 
 def _fit(student: Student, images: ImageSet, cell: cells.Cell) -> None:
@@ -155,7 +161,7 @@ def main() -> None:
         if options.only not in cell.describe() or table.has(vars(cell)):
             continue
         print(cell.describe(), flush=True)
-        if options.list or not claimed(folder_of("qimera", *(getattr(cell, name) for name in KEY))):
+        if options.list or not claimed(training_folder(cell)):
             continue
         row = _in_another_table(cell, options.table) or measure(cell)
         print(row, flush=True)

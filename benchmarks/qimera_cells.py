@@ -30,12 +30,12 @@ LONG = "learned, 4,000 lessons, CutMix"
 LONG_AGAIN = "learned, 3,000 lessons, CutMix, generator trained before"
 # That again, for a student that was reconstructed first.
 GENIE_LONG = "genie, then 3,000 lessons, CutMix, generator trained before"
+_LONG_AGAIN = (LONG_AGAIN, GENIE_LONG)
 # What differs from `learned` in length and mixing.
 _SPECIAL: dict[str, dict[str, Any]] = {
     AGAIN: {"warm_up": 0.0},
     LONG: {"steps": 4000, "mixing": "cutmix"},
-    LONG_AGAIN: {"steps": 3000, "mixing": "cutmix", "warm_up": 0.0},
-    GENIE_LONG: {"steps": 3000, "mixing": "cutmix", "warm_up": 0.0},
+    **{recipe: {"steps": 3000, "mixing": "cutmix", "warm_up": 0.0} for recipe in _LONG_AGAIN},
 }
 INITIALISED = (TENTH, AGAIN, GENIE_LONG)
 # Behind one of these: the student sees the generator's images as they are.
@@ -107,7 +107,7 @@ class Cell:
         """The row whose generator goes on learning in this one."""
         if self.recipe_as_usual == AGAIN:
             return replace(self, bits="w4a4", recipe=self.recipe.replace(AGAIN, OURS))
-        return replace(self, recipe=LONG) if self.recipe in (LONG_AGAIN, GENIE_LONG) else None
+        return replace(self, recipe=LONG) if self.recipe in _LONG_AGAIN else None
 
     def distill_settings(self) -> dict[str, Any]:
         """Of the refiner."""

@@ -1,16 +1,15 @@
 """Every kind of source in every kind of loop: both learn, and a killed run ends the same."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from killed_run import Disk, KilledError
 from learning_beside_source import PUBLISHED, STEPS, make, taught
 from small_teachers import two_convolutions
 from torch import Tensor
 
 from emptyset.graph.student import Student
-from emptyset.monitor import SilentMonitor, State
 from emptyset.teachers.teacher import Teacher
 
 # Every kind of source with every kind of loop.
@@ -58,33 +57,17 @@ def teacher() -> Teacher:
     return two_convolutions()
 
 
-class KilledError(Exception):
-    pass
-
-
-class Disk(SilentMonitor):
-    """Keeps every state as a file would, and is killed after some."""
+class TrainingDisk(Disk):
+    """Hears how many batches are done, and is killed after some states of the training."""
 
     def __init__(self, limit: int) -> None:
-        self.states: dict[str, State] = {}
-        self.limit, self.seen = limit, list[int]()
+        super().__init__(limit, "distill")
 
     def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
         if what == "texq":  # images of its first stage
             return
         assert (what, total) == ("distill", STEPS)
         self.seen.append(done)
-
-    def keep(self, key: str, state: Callable[[], State], *, final: bool = False) -> None:
-        self.states[key] = {name: v.clone().contiguous() for name, v in state().items()}
-        if not key.startswith("distill"):
-            return
-        self.limit -= 1
-        if self.limit == 0:
-            raise KilledError
-
-    def restore(self, key: str) -> State | None:
-        return self.states.get(key)
 
 
 WHOLE: dict[str, tuple[Any, dict[str, Tensor], Student]] = {}
@@ -121,7 +104,7 @@ class TestEveryKind:
     def test_killed_it_goes_on_and_ends_the_same(self, case: str, teacher: Teacher) -> None:
         source, _, whole = whole_run(case, teacher)
         name, own, settings = CASES[case]
-        disk = Disk(limit=2 if "gdfq, learned" in case or case == "texq, learned" else 8)
+        disk = TrainingDisk(limit=2 if "gdfq, learned" in case or case == "texq, learned" else 8)
         with pytest.raises(KilledError):
             taught(teacher, make(name, teacher, **own), monitor=disk, **settings)
         done, disk.seen = disk.seen[-1], []
