@@ -76,3 +76,15 @@ def the_exporter_lists_its_operators_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(once))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def networks_are_captured_once() -> Iterator[None]:
+    """For students; tests of capturing call `capture` itself."""
+    from kept_captures import kept
+
+    from emptyset.graph import student
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(student, "capture", kept(student.capture))
+        yield

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from emptyset import registry
-from emptyset.cli.app import app
+from emptyset.cli.app import INTERRUPTED, app
 from emptyset.recipe_by_bits import practical_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +54,8 @@ def shortened(arguments: list[str], cwd: Path) -> list[str]:
     name, *rest = arguments
     if name in ("quantize", "run"):
         rest += ["--set", "evaluate.layer_images=2", "--set", "evaluate.latency_rounds=1"]
+        if not any(word.startswith(("timm:", "file:")) for word in rest):
+            rest += ["--set", "evaluate.images=labelled.npz"]
         if "--images" not in rest and not any(word.endswith(".yaml") for word in rest):
             rest += ["--set", "synthesize.count=4", "--set", "synthesize.steps=9"]
             if name == "quantize" and "--recipe" not in rest:
@@ -80,7 +82,7 @@ def shortened(arguments: list[str], cwd: Path) -> list[str]:
 
 
 @pytest.fixture
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def surroundings(tmp_path: Path, few_labelled: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the pages speak of: photos, labelled images, a package with a network, recipes."""
     (tmp_path / "photos").mkdir()
     drawn = np.random.default_rng(0)
@@ -89,8 +91,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for copy in range(2):
             pixels = drawn.integers(0, 256, (20, 18), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / str(index) / f"{copy}.png")
-    images = drawn.integers(0, 256, (12, 16, 16, 1), dtype=np.uint8)
-    np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(12) % 10)
+    shutil.copy(few_labelled, tmp_path / "labelled.npz")
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "__init__.py").write_text("")
     (tmp_path / "my_package" / "nets.py").write_text(NETWORK)
@@ -107,11 +108,26 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         del sys.modules[name]
 
 
-def run_all(page: Path, cwd: Path, *, hub: bool | None = None) -> int:
-    """Run the page's commands in order; ``hub`` chooses those on a hub's network, or the others."""
+def stopped_at_the_file(arguments: list[str], others: list[list[str]]) -> bool:
+    """Whether no other command is about what this run leaves; its file then need not be written."""
+    if arguments[0] not in ("quantize", "run") or "--out" not in arguments:
+        return False
+    out = arguments[arguments.index("--out") + 1]
+    return not any(word == out or word.startswith(f"{out}/") for line in others for word in line)
+
+
+def run_all(
+    page: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool, hub: bool | None = None
+) -> int:
+    """Run the page's commands in order; ``hub`` chooses those on a hub's network, or the others.
+
+    Unless ``whole``, runs that no other command is about are interrupted where their file would be
+    written: writing files is most of the time.
+    """
     torch.set_num_threads(1)
     done = 0
-    for program, *arguments in commands(page):
+    lines = commands(page)
+    for position, (program, *arguments) in enumerate(lines):
         if hub is not None and hub != any(
             word.startswith(("timm:", "runs/r18")) for word in arguments
         ):
@@ -120,39 +136,74 @@ def run_all(page: Path, cwd: Path, *, hub: bool | None = None) -> int:
             assert program == "make", f"{page.name}: no test runs '{program}'"
             assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
             continue
-        result = CliRunner().invoke(app, shortened(arguments, cwd))
-        assert result.exit_code == 0, f"{page.name}: {shlex.join(arguments)}\n{result.output}"
+        stopped = not whole and stopped_at_the_file(
+            arguments, lines[:position] + lines[position + 1 :]
+        )
+        with monkeypatch.context() as patch:
+            if stopped:
+                patch.setattr("emptyset.pipeline.export", interrupted)
+            result = CliRunner().invoke(app, shortened(arguments, cwd))
+        expected = INTERRUPTED if stopped else 0
+        assert result.exit_code == expected, f"{page.name}: {arguments}\n{result.output}"
         done += 1
     return done
 
 
-def test_every_command_of_first_run_runs(surroundings: Path) -> None:
-    assert run_all(ROOT / "docs" / "first_run.md", surroundings) >= 10
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
-def test_every_command_of_the_page_on_comparing_runs(surroundings: Path) -> None:
-    assert run_all(ROOT / "docs" / "compare.md", surroundings) == 6
+WHOLE = pytest.mark.parametrize(
+    "whole",
+    [
+        pytest.param(False, id="to the file"),
+        pytest.param(True, id="whole", marks=pytest.mark.slow),
+    ],
+)
+
+
+@WHOLE
+def test_every_command_of_first_run_runs(
+    surroundings: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    assert run_all(ROOT / "docs" / "first_run.md", surroundings, monkeypatch, whole=whole) >= 10
+
+
+def test_every_command_of_the_page_on_comparing_runs(
+    surroundings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_all(ROOT / "docs" / "compare.md", surroundings, monkeypatch, whole=True) == 6
     (program,) = blocks(ROOT / "docs" / "compare.md", "python")
     exec(program.replace("count=64", "count=4"), {})
     assert (surroundings / "runs" / "python" / "compare.html").is_file()
 
 
-def test_every_command_of_the_page_on_recipes_runs(surroundings: Path) -> None:
-    assert run_all(ROOT / "docs" / "recipes.md", surroundings) == 4
+@WHOLE
+def test_every_command_of_the_page_on_recipes_runs(
+    surroundings: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    assert run_all(ROOT / "docs" / "recipes.md", surroundings, monkeypatch, whole=whole) == 4
 
 
-def test_every_command_of_the_readme_without_a_hub_runs(surroundings: Path) -> None:
-    assert run_all(ROOT / "README.md", surroundings, hub=False) == 2
+@WHOLE
+def test_every_command_of_the_readme_without_a_hub_runs(
+    surroundings: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    readme = ROOT / "README.md"
+    assert run_all(readme, surroundings, monkeypatch, whole=whole, hub=False) == 2
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_on_a_network_of_a_hub_runs(surroundings: Path) -> None:
+def test_every_command_of_the_readme_on_a_network_of_a_hub_runs(
+    surroundings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timm = pytest.importorskip("timm")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model("resnet18.a1_in1k", pretrained=False)
     save_file(network.state_dict(), surroundings / "hub.safetensors")
-    assert run_all(ROOT / "README.md", surroundings, hub=True) == 4
+    readme = ROOT / "README.md"
+    assert run_all(readme, surroundings, monkeypatch, whole=True, hub=True) == 4
 
 
 # Here, or by a test of their own.
