@@ -1,5 +1,6 @@
 """What every test starts with: one thread, no network, torchvision that can be imported."""
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ SHIM = TESTS / "sitecustomize_torchvision"
 # Before any hub client is imported: it reads this once. Tests never download.
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+# Exporting makes garbage in great numbers; looking for it so often took a tenth of the suite.
+gc.set_threshold(20_000, 25, 25)
 
 hypothesis.settings.register_profile("emptyset", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("emptyset")
@@ -75,6 +78,24 @@ def the_exporter_lists_its_operators_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(once))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def torch_lists_its_composite_operators_once() -> Iterator[None]:
+    """Every export asks for them once for each namespace of operators."""
+    from torch._export import utils
+
+    listing, seen = utils._materialize_cpp_cia_ops, set()
+
+    def once() -> None:
+        namespaces = frozenset(torch.ops._dir)
+        if namespaces not in seen:
+            listing()
+            seen.add(namespaces)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_materialize_cpp_cia_ops", once)
         yield
 
 

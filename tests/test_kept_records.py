@@ -12,6 +12,8 @@ from emptyset import pipeline
 from emptyset.graph.blocks import find_blocks
 from emptyset.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("judged_on_few")
+
 DIGITS = "embedded:digits-resnet"
 
 

@@ -19,6 +19,8 @@ from emptyset.refiners.finite_losses import DivergedError
 from emptyset.run_folder import GENERATOR, LAST_GOOD, LOG, STUDENT, RunFolder
 from emptyset.teachers.embedded import train_images_path
 
+pytestmark = pytest.mark.usefixtures("judged_on_few")
+
 DIGITS = "embedded:digits-resnet"
 PLAN = {"name": "every_layer", "bits": "w4a4", "batch_norm": "frozen"}
 # Few and narrow; the source's rate stays, so that a shorter training begins alike.

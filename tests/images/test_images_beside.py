@@ -21,6 +21,8 @@ from emptyset.recipe import Recipe
 from emptyset.teachers.teacher import Teacher
 
 CLASSES = 5
+pytestmark = pytest.mark.usefixtures("judged_on_few")
+
 DIGITS = "embedded:digits-resnet"
 
 
