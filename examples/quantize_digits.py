@@ -11,6 +11,8 @@ from tempfile import TemporaryDirectory
 import emptyset
 from emptyset.teachers.embedded import held_out_images_path
 
+WIDTHS = ("w8a8", "w4a8", "w4a4")
+
 
 def main(count: int = 256, steps: int = 25) -> None:
     teacher = emptyset.load("embedded:digits-resnet")
@@ -18,7 +20,7 @@ def main(count: int = 256, steps: int = 25) -> None:
         teacher, "zeroq", count=count, seed=0, steps=steps, schedule="cosine", clip=True
     )
     scans = emptyset.images_from(held_out_images_path(), teacher)
-    for bits in ("w8a8", "w4a8", "w4a4"):
+    for bits in WIDTHS:
         student = emptyset.prepare(teacher, bits, plan="integer")
         emptyset.refine(student, images, "calibrate")
         with TemporaryDirectory() as folder:

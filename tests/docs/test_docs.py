@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from page_commands import WHOLE, interrupted, stopped_at_the_file
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -71,7 +72,7 @@ def shortened(arguments: list[str], cwd: Path) -> list[str]:
             for before, word in zip(["", *rest], rest, strict=False)
         ]
         if "--seconds" not in rest:
-            rest += ["--image-iterations", "200"]
+            rest += ["--image-iterations", "40"]
         if "--labelled" not in rest:
             rest += ["--labelled", "labelled.npz"]
         if any("distill" in word for word in rest):
@@ -108,14 +109,6 @@ def surroundings(tmp_path: Path, few_labelled: Path, monkeypatch: pytest.MonkeyP
         del sys.modules[name]
 
 
-def stopped_at_the_file(arguments: list[str], others: list[list[str]]) -> bool:
-    """Whether no other command is about what this run leaves; its file then need not be written."""
-    if arguments[0] not in ("quantize", "run") or "--out" not in arguments:
-        return False
-    out = arguments[arguments.index("--out") + 1]
-    return not any(word == out or word.startswith(f"{out}/") for line in others for word in line)
-
-
 def run_all(
     page: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool, hub: bool | None = None
 ) -> int:
@@ -149,19 +142,6 @@ def run_all(
     return done
 
 
-def interrupted(*_: Any, **__: Any) -> None:
-    raise KeyboardInterrupt
-
-
-WHOLE = pytest.mark.parametrize(
-    "whole",
-    [
-        pytest.param(False, id="to the file"),
-        pytest.param(True, id="whole", marks=pytest.mark.slow),
-    ],
-)
-
-
 @WHOLE
 def test_every_command_of_first_run_runs(
     surroundings: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
@@ -174,7 +154,7 @@ def test_every_command_of_the_page_on_comparing_runs(
 ) -> None:
     assert run_all(ROOT / "docs" / "compare.md", surroundings, monkeypatch, whole=True) == 6
     (program,) = blocks(ROOT / "docs" / "compare.md", "python")
-    exec(program.replace("count=64", "count=4"), {})
+    exec(program.replace("count=64", "count=4, image_iterations=40"), {})
     assert (surroundings / "runs" / "python" / "compare.html").is_file()
 
 
@@ -254,7 +234,9 @@ def test_links_between_pages_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("example", ROOT / "examples/quantize_digits.py")
@@ -262,7 +244,9 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    assert len(module.WIDTHS) == 3
+    monkeypatch.setattr(module, "WIDTHS", widths := module.WIDTHS[-1:])
     module.main(count=6, steps=2)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["w8a8", "w4a8", "w4a4"]
+    assert [line.split(":")[0] for line in lines] == list(widths)
     assert all("certificate holds" in line for line in lines)

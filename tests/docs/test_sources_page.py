@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from page_commands import WHOLE, interrupted, stopped_at_the_file
 from typer.testing import CliRunner, Result
 
 from emptyset import registry
-from emptyset.cli.app import app
+from emptyset.cli.app import INTERRUPTED, app
 from emptyset.recipe import Recipe
 from emptyset.recipe_text import read_marked
 from emptyset.refiners.course import PRESETS
@@ -83,16 +84,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_command_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@WHOLE
+def test_every_command_runs(place: Path, monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     monkeypatch.chdir(place)
-    assert len(commands()) == 6
-    for program, *arguments in commands():
+    lines = commands()
+    assert len(lines) == 6
+    for position, (program, *arguments) in enumerate(lines):
         assert program == "emptyset"
         more = ["--count", "6"] if "--from" in arguments else []
         more += ["--pairs", "2"] if arguments[1].endswith("generator.safetensors") else []
         name = arguments[0]
-        result = emptyset(*arguments, *more, settings=tiny(name, arguments))
-        assert result.exit_code == 0, f"{shlex.join(arguments)}\n{result.output}"
+        others = lines[:position] + lines[position + 1 :]
+        stopped = not whole and stopped_at_the_file(arguments, others)
+        with monkeypatch.context() as patch:
+            if stopped:
+                patch.setattr("emptyset.pipeline.export", interrupted)
+            result = emptyset(*arguments, *more, settings=tiny(name, arguments))
+        expected = INTERRUPTED if stopped else 0
+        assert result.exit_code == expected, f"{shlex.join(arguments)}\n{result.output}"
     assert (place / "runs" / "source" / "generator.safetensors").is_file()
 
 

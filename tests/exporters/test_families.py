@@ -37,10 +37,11 @@ def test_every_kind_is_there(families: ModuleType) -> None:
     assert tuple(families.FAMILIES) == KINDS
 
 
-# One width of each kind in the quick run; `make test-slow` has the other.
+# One width of each kind in the quick run; `make test-slow` has the other, and both of those that
+# the shipped networks and other kinds hold all operators of.
 SLOW = {
     (kind, "w4a4" if kind in ("swin", "shufflenet", "efficientnet") else "w8a8") for kind in KINDS
-}
+} | {(kind, "w4a4") for kind in ("resnet", "mobilenetv2", "regnet")}
 CASES = [
     pytest.param(kind, bits, marks=[pytest.mark.slow] if (kind, bits) in SLOW else [])
     for kind in KINDS
