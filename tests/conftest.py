@@ -100,12 +100,14 @@ def torch_lists_its_composite_operators_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def networks_are_captured_once() -> Iterator[None]:
+def networks_are_captured_and_translated_once() -> Iterator[None]:
     """For students; tests of capturing call `capture` itself."""
-    from kept_captures import kept
+    from kept_captures import kept, kept_translation
 
+    from emptyset.exporters import onnx as exporter
     from emptyset.graph import student
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(student, "capture", kept(student.capture))
+        patch.setattr(exporter, "_to_proto", kept_translation(exporter._to_proto))
         yield

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from in_turn import in_turn
 from torch import Tensor, nn
 
 
@@ -30,8 +31,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
-@pytest.mark.parametrize("what", LAYERS)
+@pytest.mark.parametrize(("what", "bits"), in_turn(LAYERS, ("w8a8", "w4a4")))
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["with a bias", "with BatchNorm"])
 def test_layers_that_the_exporter_names_otherwise_keep_their_bias(
     what: str, batch_norm: bool, bits: str, shipped

@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from in_turn import in_turn
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -37,8 +38,7 @@ class Mean(nn.Module):
         return self.head(self.mean(x).flatten(1))
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
-@pytest.mark.parametrize("kind", MEANS)
+@pytest.mark.parametrize(("kind", "bits"), in_turn(MEANS, ("w8a8", "w4a4")))
 def test_a_mean_runs_on_integers(kind: str, bits: str, shipped) -> None:
     artefact = shipped(Mean(*MEANS[kind]), bits)
     assert artefact.fallbacks == []

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from in_turn import in_turn
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
@@ -253,8 +254,9 @@ def test_clips_are_absorbed_by_the_codes(module: nn.Module, bits: str, exported)
     assert "Relu" not in artefact.operators
 
 
-@pytest.mark.parametrize("name", ["digits-resnet", "digits-mobilenet"])
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+@pytest.mark.parametrize(
+    ("name", "bits"), in_turn(["digits-resnet", "digits-mobilenet"], ("w8a8", "w4a4"))
+)
 def test_the_embedded_networks_run_on_integers_from_end_to_end(
     name: str, bits: str, calibrate, tmp_path: Path
 ) -> None:
@@ -313,8 +315,9 @@ class OneOutputAGroup(nn.Module):
         return self.last(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
-@pytest.mark.parametrize("build", [Twice, Turned, OneOutputAGroup])
+@pytest.mark.parametrize(
+    ("build", "bits"), in_turn([Twice, Turned, OneOutputAGroup], ("w8a8", "w4a4"))
+)
 def test_unusual_layers_export_exactly(build: type[nn.Module], bits: str, exported) -> None:
     student, images, artefact = exported(build(), bits)
     assert torch.equal(artefact.simulation(images.images), student(images.images))
