@@ -129,7 +129,7 @@ def test_methods_ask_the_networks_that_a_recipe_tells(told: dict[str, Any]) -> N
     teacher = named_network(told, "teacher")
     beside = told | {"name": "file:", "model_args": {"width": 7}}
     made = pipeline.synthesize(teacher, "mixmix", 5, steps=2, warm_up=1, roll=1, teachers=[beside])
-    assert made.history[0]["settings"]["teachers"] == ["file:"]
+    assert made.history[0]["settings"]["teachers"] == ["file:nets_beside:build"]
     method = MixMix(MixMixConfig(teachers=(told, beside))).method(teacher)
     assert method.others[0].weights_hash == teacher.weights_hash
     competing = DeepInversionConfig(

@@ -127,7 +127,7 @@ def test_a_network_that_brings_bad_weights_itself_is_refused(
     text = (user_folder / "nets_of_a_user.py").read_text()
     text += "\ndef bad():\n    n = build()\n    n[1].running_var[0] = float('nan')\n    return n\n"
     (user_folder / "bad_nets.py").write_text(text)
-    with pytest.raises(TeacherError, match=r"file:: '1.running_var' holds 1 of 3"):
+    with pytest.raises(TeacherError, match=r"file:bad_nets:bad: '1.running_var' holds 1 of 3"):
         load_file_teacher(model="bad_nets:bad")
 
 

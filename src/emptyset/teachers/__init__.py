@@ -86,7 +86,7 @@ def load_teacher(
     if not colon or prefix not in _SOURCES:
         raise UnknownNameError(_explain_prefix(name, prefix if colon else ""))
     request = TeacherRequest(
-        full_name=name,
+        full_name=name if rest else f"{name}{model or ''}",
         name=rest,
         model=model,
         model_args=dict(model_args or {}),

@@ -18,7 +18,7 @@ class TeacherRequest:
     """The arguments of ``load_teacher``; their meaning is told there.
 
     Attributes:
-        full_name: As the user wrote it.
+        full_name: As the user wrote it; of ``file:`` alone with the model's name behind it.
         name: The part behind the prefix.
     """
 
