@@ -134,6 +134,7 @@ def test_a_short_schedule_shows_twenty_batches_to_ranges_where_its_warm_up_has_t
         ({"warm_up": 1.0}, "warm_up is a share"),
         ({"milestones": (0.5, 1.5)}, "milestones are shares"),
         ({"keep": "first"}, "keep must be one of last, best"),
+        ({"preset": "qimera"}, "one of learned, published, gdfq.* Got 'qimera'.* learn by gdfq"),
         ({"batch_size": 0}, "batch_size must be above 0"),
         ({"epoch": 0}, "epoch must be above 0"),
         ({"held_out": 1}, "held_out must be 0 or at least 2"),

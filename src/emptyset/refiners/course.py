@@ -112,6 +112,20 @@ PRESETS = {
 }  # fmt: skip
 
 
+def preset_named(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ValueError: If there is none; not every source has one of its own name.
+    """
+    if name not in PRESETS:
+        raise ValueError(
+            f"preset must be one of {', '.join(PRESETS)}. Got '{name}'. Students beside qimera and "
+            "autorecon learn by gdfq; docs/sources.md has which preset goes with which source."
+        )
+    return PRESETS[name]
+
+
 @dataclass(frozen=True)
 class Course:
     """Settings with every blank filled in; see the refiner `distill`.

@@ -67,10 +67,10 @@ from emptyset.refiners.course import (
     EXTREMES,
     GENERATOR,
     IMAGES,
-    PRESETS,
     RANGES_FROM,
     Course,
     before_updates,
+    preset_named,
 )
 from emptyset.refiners.generator_ranges import follow_generator
 from emptyset.refiners.inundation import INUNDATIONS
@@ -184,7 +184,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         for name, known in {
-            "preset": tuple(PRESETS), "kd_reduction": (None, *REDUCTIONS), "mask": MASKS,
+            "kd_reduction": (None, *REDUCTIONS), "mask": MASKS,
             "augmentation": (None, *AUGMENTATIONS), "mixing": (None, *MIXINGS), "keep": KEPT,
             "precision": PRECISIONS, "inundation": (None, *INUNDATIONS), "ranges_from": RANGES_FROM,
         }.items():  # fmt: skip
@@ -205,7 +205,8 @@ class DistillConfig:
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative. Got {value}.")
         self._check_shares()
-        own = PRESETS[self.preset]
+        own = preset_named(self.preset)
+        self._check_losses()
         if self.legacy and own.learned:
             raise ValueError("legacy is what the published presets' code did; set one of these.")
         if self.ranges_from == GENERATOR and (own.learned or own.ranges == EXTREMES):
@@ -227,11 +228,10 @@ class DistillConfig:
             raise ValueError(f"crossing is a share above 0 up to 1. Got {self.crossing}.")
         if not self.inundation_cap >= 1:
             raise ValueError(f"inundation_cap must be at least 1. Got {self.inundation_cap}.")
-        self._check_losses()
 
     def _check_losses(self) -> None:
         weights = ("distillation", "cross_entropy", "logit_distance", "relations", "flatness")
-        own = PRESETS[self.preset]
+        own = preset_named(self.preset)
         learnt = {name: _given(getattr(self, name), getattr(own, name)) for name in weights}
         if not (any(learnt.values()) or self.feature_attention):
             raise ValueError(
@@ -253,11 +253,11 @@ class DistillConfig:
     @property
     def images_per_update(self) -> int:
         """``batch_size``, or the preset's own."""
-        return self.batch_size or PRESETS[self.preset].batch_size
+        return self.batch_size or preset_named(self.preset).batch_size
 
     def course(self, bits: Bits, source: LiveSource | None = None) -> Course:
         """What these settings come to for a student of these bits, beside a source or not."""
-        own, live = PRESETS[self.preset], source is not None
+        own, live = preset_named(self.preset), source is not None
         moving = own.moving_rate if self.legacy else None
         fewest = min(bits.weights, bits.activations)
         steps, rate = (250, 1e-4) if fewest >= 5 else (500, 2e-4) if fewest == 4 else (1000, 3e-4)
