@@ -45,7 +45,7 @@ test: lint
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
