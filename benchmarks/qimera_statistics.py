@@ -50,12 +50,8 @@ class Cell:
 
 
 CELLS = [
-    *(Cell(n, "qimera", weight) for n in (C100, AKA) for weight in (0.1, 10.0)),
-    *(Cell(n, "qimera", 10.0, 2.0) for n in (C100, AKA)),
-    *(Cell(n, "gdfq", 10.0) for n in (AKA, C100)),
-    *(Cell(n, "gdfq", 10.0, 2.0) for n in (AKA, C100)),
     *(Cell(AKA, UNSCALED[0], weight) for weight in (0.1, 1.0, 10.0, 100.0)),
-    *(Cell(C100, UNSCALED[0], weight) for weight in (0.1, 10.0)),
+    Cell(C100, UNSCALED[0], 0.1),
 ]
 
 
