@@ -170,7 +170,7 @@ def test_class_names_are_read_from_text_or_json(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("few.txt", "ant\nbee\n", r"2 class names, but file:\S+ gives 5 logits"),
+        ("few.txt", "ant\nbee\n", "2 class names, but file:nets_of_a_user:build gives 5 logits"),
         ("broken.json", '["ant", ', "not readable as class names"),
         ("gap.json", '{"0": "ant", "2": "bee"}', "not readable as class names"),
         ("number.json", "5", "not readable as class names"),
