@@ -1,4 +1,4 @@
-"""A whole comparison: its numbers by another route, what is done once, and what goes wrong."""
+"""A whole comparison: its numbers by another route, and what is done once."""
 
 import json
 import shutil
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from short_comparison import OPTIONS
 
 import emptyset
 from emptyset import measurement, pipeline
-from emptyset.comparison import comparison_for, run_comparison
 from emptyset.comparison.judging import Judge
-from emptyset.errors import ImagesError, RecipeError, RunFolderError, UnsupportedModelError
+from emptyset.errors import ImagesError, RunFolderError
 from emptyset.evaluate.image_quality import image_quality
 from emptyset.images.folder import load_images
 from emptyset.images.image_set import ImageSet
@@ -24,29 +24,6 @@ from emptyset.run_folder import LOG
 from emptyset.teachers.embedded import held_out_images_path
 
 DIGITS = "embedded:digits-resnet"
-BUDGET = 100
-OPTIONS: dict[str, Any] = {
-    "count": 12, "image_iterations": BUDGET, "device": "cpu", "seed": 5,
-    "settings": ["methods.dffg.snapshots=2"],
-}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few of the shipped scans, with labels: what is tested is not the quality."""
-    data, path = np.load(held_out_images_path()), tmp_path_factory.mktemp("scans") / "s.npz"
-    np.savez(path, images=data["images"][:30], labels=data["labels"][:30])
-    return path
-
-
-@pytest.fixture(scope="module")
-def options(scans: Path) -> dict[str, Any]:
-    return OPTIONS | {"labelled": scans}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +66,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 def test_the_numbers_of_a_row_are_those_of_the_single_functions(
-    finished: Path, scans: Path
+    finished: Path, few_labelled: Path
 ) -> None:
     row = table_of(finished)["rows"][1]
     assert row["name"] == "dffg"
@@ -106,7 +83,7 @@ def test_the_numbers_of_a_row_are_those_of_the_single_functions(
     student = emptyset.prepare(teacher, "w4a4")
     emptyset.refine(student, images, "calibrate", seed=5)
     measured = emptyset.measure(
-        student, teacher, load_images(scans, teacher.input), seed=5
+        student, teacher, load_images(few_labelled, teacher.input), seed=5
     ).to_json()
     for name in ("agreement", "quantized", "teacher"):
         assert row["student"][name] == measured[name], name
@@ -314,82 +291,6 @@ def test_the_judge_reads_each_answer_once_and_gives_what_measure_gives() -> None
     told = Judge(teacher, KnownImages(unlabelled, "id", "scans"), 3, 1e-3).measure(student, SILENT)
     assert told["agreement"] == expected["agreement"]
     assert told["teacher"] is None
-
-
-# Faults ----------------------------------------------------------------------------------------
-
-
-def test_a_method_that_cannot_meet_the_budget_says_so_in_its_row(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
-    # 20 image-iterations are one step of 12 images, and 10 of 2 after a burn-in: too few for dffg.
-    options = options | {"image_iterations": 20, "settings": ()}
-    result = emptyset.compare(DIGITS, ["dffg", "noise"], out=tmp_path / "c", **options)
-    fault, row = result.table["rows"]
-    assert "allows 10 steps" in fault["fault"]
-    assert fault["images"] is None
-    assert row["fault"] is None
-    text = (tmp_path / "c" / "compare.md").read_text(encoding="utf-8")
-    assert "dffg: the budget allows 10 steps" in text
-    assert "| dffg | – |" in text
-    with pytest.raises(RecipeError, match="allows 10 steps"):
-        emptyset.compare(DIGITS, ["dffg"], out=tmp_path / "d", **options)
-    assert not (tmp_path / "d").exists()
-
-
-def test_a_method_that_the_teacher_does_not_suit_is_one_row_without_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> None:
-    synthesize_to = pipeline.synthesize_to
-
-    def picky(folder: Path, teacher: Any, method: str, *values: Any, **named: Any) -> Any:
-        if method == "zeroq":
-            raise UnsupportedModelError("zeroq: not with this network.")
-        return synthesize_to(folder, teacher, method, *values, **named)
-
-    monkeypatch.setattr(pipeline, "synthesize_to", picky)
-    notes: list[str] = []
-
-    class Hearing(type(SILENT)):  # type: ignore[misc]
-        def note(self, message: str) -> None:
-            notes.append(message)
-
-    options = options | {"settings": (), "monitor": Hearing()}
-    result = emptyset.compare(DIGITS, ["zeroq", "noise"], out=tmp_path / "c", **options)
-    assert result.table["rows"][0]["fault"] == "zeroq: not with this network."
-    assert [note for note in notes if "calibrate" not in note] == [
-        "Warning: zeroq: zeroq: not with this network."
-    ]
-
-
-def test_a_full_disk_stops_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> None:
-    asked: list[int] = []
-
-    def full(*_: Any, **__: Any) -> None:
-        asked.append(1)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(ImageSet, "save", full)
-    with pytest.raises(RunFolderError, match="disk is full"):
-        emptyset.compare(
-            DIGITS, ["noise", "again=noise"], out=tmp_path / "c", **options | {"settings": ()}
-        )
-    assert asked == [1]
-
-
-def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
-    comparison = comparison_for({"name": DIGITS}, ["noise"])
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "thesis.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(RunFolderError, match=r"thesis\.txt"):
-        run_comparison(comparison, tmp_path / "c")
-    with pytest.raises(RunFolderError, match="is a file"):
-        run_comparison(comparison, tmp_path / "c" / "thesis.txt")
-    (tmp_path / "c" / "compare.yaml").write_text("[", encoding="utf-8")
-    with pytest.raises(RunFolderError, match="cannot be read"):
-        run_comparison(comparison, tmp_path / "c")
 
 
 # Time ------------------------------------------------------------------------------------------

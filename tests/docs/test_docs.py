@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from page_commands import WHOLE, interrupted, stopped_at_the_file
+from page_commands import WHOLE, only_to_the_file
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from emptyset import registry
-from emptyset.cli.app import INTERRUPTED, app
+from emptyset.cli.app import app
 from emptyset.recipe_by_bits import practical_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -109,14 +109,8 @@ def surroundings(tmp_path: Path, few_labelled: Path, monkeypatch: pytest.MonkeyP
         del sys.modules[name]
 
 
-def run_all(
-    page: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool, hub: bool | None = None
-) -> int:
-    """Run the page's commands in order; ``hub`` chooses those on a hub's network, or the others.
-
-    Unless ``whole``, runs that no other command is about are interrupted where their file would be
-    written: writing files is most of the time.
-    """
+def run_all(page: Path, cwd: Path, *, whole: bool, hub: bool | None = None) -> int:
+    """Run the page's commands in order; ``hub`` chooses those on a hub's network, or the others."""
     torch.set_num_threads(1)
     done = 0
     lines = commands(page)
@@ -129,61 +123,45 @@ def run_all(
             assert program == "make", f"{page.name}: no test runs '{program}'"
             assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
             continue
-        stopped = not whole and stopped_at_the_file(
-            arguments, lines[:position] + lines[position + 1 :]
-        )
-        with monkeypatch.context() as patch:
-            if stopped:
-                patch.setattr("emptyset.pipeline.export", interrupted)
+        with only_to_the_file(lines, position, whole=whole) as expected:
             result = CliRunner().invoke(app, shortened(arguments, cwd))
-        expected = INTERRUPTED if stopped else 0
         assert result.exit_code == expected, f"{page.name}: {arguments}\n{result.output}"
         done += 1
     return done
 
 
 @WHOLE
-def test_every_command_of_first_run_runs(
-    surroundings: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
-) -> None:
-    assert run_all(ROOT / "docs" / "first_run.md", surroundings, monkeypatch, whole=whole) >= 10
+def test_every_command_of_first_run_runs(surroundings: Path, whole: bool) -> None:
+    assert run_all(ROOT / "docs" / "first_run.md", surroundings, whole=whole) >= 10
 
 
-def test_every_command_of_the_page_on_comparing_runs(
-    surroundings: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run_all(ROOT / "docs" / "compare.md", surroundings, monkeypatch, whole=True) == 6
+def test_every_command_of_the_page_on_comparing_runs(surroundings: Path) -> None:
+    assert run_all(ROOT / "docs" / "compare.md", surroundings, whole=True) == 6
     (program,) = blocks(ROOT / "docs" / "compare.md", "python")
     exec(program.replace("count=64", "count=4, image_iterations=40"), {})
     assert (surroundings / "runs" / "python" / "compare.html").is_file()
 
 
 @WHOLE
-def test_every_command_of_the_page_on_recipes_runs(
-    surroundings: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
-) -> None:
-    assert run_all(ROOT / "docs" / "recipes.md", surroundings, monkeypatch, whole=whole) == 4
+def test_every_command_of_the_page_on_recipes_runs(surroundings: Path, whole: bool) -> None:
+    assert run_all(ROOT / "docs" / "recipes.md", surroundings, whole=whole) == 4
 
 
 @WHOLE
-def test_every_command_of_the_readme_without_a_hub_runs(
-    surroundings: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
-) -> None:
+def test_every_command_of_the_readme_without_a_hub_runs(surroundings: Path, whole: bool) -> None:
     readme = ROOT / "README.md"
-    assert run_all(readme, surroundings, monkeypatch, whole=whole, hub=False) == 2
+    assert run_all(readme, surroundings, whole=whole, hub=False) == 2
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_on_a_network_of_a_hub_runs(
-    surroundings: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_of_the_readme_on_a_network_of_a_hub_runs(surroundings: Path) -> None:
     timm = pytest.importorskip("timm")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model("resnet18.a1_in1k", pretrained=False)
     save_file(network.state_dict(), surroundings / "hub.safetensors")
     readme = ROOT / "README.md"
-    assert run_all(readme, surroundings, monkeypatch, whole=True, hub=True) == 4
+    assert run_all(readme, surroundings, whole=True, hub=True) == 4
 
 
 # Here, or by a test of their own.

@@ -6,22 +6,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from page_commands import WHOLE, interrupted, stopped_at_the_file
+from page_commands import WHOLE, only_to_the_file
 from typer.testing import CliRunner, Result
 
 from emptyset import registry
-from emptyset.cli.app import INTERRUPTED, app
+from emptyset.cli.app import app
 from emptyset.recipe import Recipe
 from emptyset.recipe_text import read_marked
 from emptyset.refiners.course import PRESETS
 from emptyset.refiners.distill import DistillConfig
 from emptyset.settings import checked_config
 from emptyset.sources import qimera
-from emptyset.teachers.embedded import held_out_images_path
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "sources.md").read_text(encoding="utf-8")
@@ -73,14 +71,13 @@ def tiny(name: str, arguments: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, few_labelled: Path) -> Path:
     """A folder with the page's first recipe, those of the clone, and a few scans."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "source.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
     (folder / "recipes").mkdir()
     shutil.copy(ROOT / "recipes" / "digits_resnet_qimera_everylayer_w4a4.yaml", folder / "recipes")
-    data = np.load(held_out_images_path())
-    np.savez(folder / "scans.npz", images=data["images"][:12], labels=data["labels"][:12])
+    shutil.copy(few_labelled, folder / "scans.npz")
     return folder
 
 
@@ -94,13 +91,8 @@ def test_every_command_runs(place: Path, monkeypatch: pytest.MonkeyPatch, whole:
         more = ["--count", "6"] if "--from" in arguments else []
         more += ["--pairs", "2"] if arguments[1].endswith("generator.safetensors") else []
         name = arguments[0]
-        others = lines[:position] + lines[position + 1 :]
-        stopped = not whole and stopped_at_the_file(arguments, others)
-        with monkeypatch.context() as patch:
-            if stopped:
-                patch.setattr("emptyset.pipeline.export", interrupted)
+        with only_to_the_file(lines, position, whole=whole) as expected:
             result = emptyset(*arguments, *more, settings=tiny(name, arguments))
-        expected = INTERRUPTED if stopped else 0
         assert result.exit_code == expected, f"{shlex.join(arguments)}\n{result.output}"
     assert (place / "runs" / "source" / "generator.safetensors").is_file()
 

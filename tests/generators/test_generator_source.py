@@ -7,61 +7,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from counting_teacher import BATCH, CLASSES, CountingNet, made, teacher_of
 from torch import Tensor, nn
 
 from emptyset.errors import UnsupportedModelError
 from emptyset.generators.generator_source import GeneratorSource
-from emptyset.generators.step import LessonExecution
 from emptyset.images.image_source import Disagreement, Fault
-from emptyset.monitor import SilentMonitor
-from emptyset.registry import sources
-from emptyset.teachers.teacher import InputSpec, Teacher, hash_of_weights
-
-CLASSES, BATCH = 5, 6
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.conv2, self.bn2 = nn.Conv2d(6, 7, 3, stride=2), nn.BatchNorm2d(7)
-        self.linear = nn.Linear(7, CLASSES)
-        self.forwards = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.forwards += 1
-        x = self.bn1(self.conv1(x)).relu()
-        x = self.bn2(self.conv2(x)).relu()
-        return self.linear(x.mean((2, 3)))
-
-
-def teacher_of(net: nn.Module, mean: float = 0.5, std: float = 0.25) -> Teacher:
-    random = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=random))
-        for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
-            norm.running_mean.copy_(0.3 * torch.randn(norm.num_features, generator=random))
-            norm.running_var.copy_(0.5 + torch.rand(norm.num_features, generator=random))
-    net.requires_grad_(False).eval()
-    spec = InputSpec((3, 8, 12), (mean,) * 3, (std,) * 3)
-    return Teacher("test", net, spec, weights_hash=hash_of_weights(net))
+from emptyset.teachers.teacher import Teacher
 
 
 @pytest.fixture
 def teacher() -> Teacher:
     with torch.random.fork_rng(devices=[]):
-        return teacher_of(Net())
-
-
-def made(name: str, teacher: Teacher, **settings: Any) -> GeneratorSource:
-    entry = sources.get(name)
-    smallest: dict[str, Any] = {"mapped": 6} if name == "qimera" else {"latent": 6}
-    smallest |= {"width": 4} if name == "autorecon" else {"widths": (5, 4)}
-    source = entry.make(entry.config(**smallest | settings)).source(teacher, seed=3)
-    # Whatever this machine's hardware would choose: comparisons are of float32.
-    source._step._take(LessonExecution(False, torch.float32))
-    return source
+        return teacher_of(CountingNet())
 
 
 def recording_draws(source: GeneratorSource) -> list[dict[str, Tensor]]:
@@ -200,7 +158,7 @@ def test_one_teacher_forward_serves_generator_and_student(teacher: Teacher) -> N
 
 def test_images_come_in_the_teachers_units() -> None:
     with torch.random.fork_rng(devices=[]):
-        unit = teacher_of(Net(), mean=0.0, std=1.0)
+        unit = teacher_of(CountingNet(), mean=0.0, std=1.0)
     lesson = made("gdfq", unit).next_batch(64)
     # Standardised images of photographs: pixel mean 0.45, standard deviation 0.25.
     assert float(lesson.images.mean()) == pytest.approx(0.45, abs=0.01)
@@ -308,84 +266,6 @@ def test_frozen_embeddings_stay_and_trained_ones_move(teacher: Teacher) -> None:
             source.next_batch(BATCH)
         now = source.generator.condition.embedding.weight
         assert torch.equal(now, before) is not moves
-
-
-@pytest.mark.slow
-def test_the_traced_step_learns_the_same(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced as for compiling, hooks and all; what inductor makes of it is not tested here."""
-    from emptyset.generators import step
-
-    def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, backend="aot_eager", dynamic=False, fullgraph=True)
-
-    monkeypatch.setattr(step, "compiled", traced)
-    found = {}
-    for compiled in (False, True):
-        source = made("qimera", teacher, superposed_share=0.5)
-        source.begin(8, BATCH, monitor=SilentMonitor())
-        source._step._take(LessonExecution(compiled, torch.float32))
-        found[compiled] = [source.next_batch(BATCH).images for _ in range(3)]
-        assert source._step.execution.compiled is compiled
-    for eager, compiled in zip(found[False], found[True], strict=True):
-        torch.testing.assert_close(compiled, eager, atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("precision", "fast", "expected"),
-    [
-        ("auto", True, torch.bfloat16),
-        ("auto", False, torch.float32),
-        ("float32", True, torch.float32),
-        ("bfloat16", False, torch.bfloat16),
-    ],
-)
-def test_products_have_the_precision_asked_for(
-    precision: str,
-    fast: bool,
-    expected: torch.dtype,
-    teacher: Teacher,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from emptyset.generators import step
-
-    monkeypatch.setattr(step, "has_fast_bfloat16", lambda _device: fast)
-    source = made("gdfq", teacher)
-    source.begin(8, BATCH, precision=precision)
-    lesson = source.next_batch(BATCH)
-    exact = teacher.module(lesson.images)
-    assert bool((lesson.teacher_logits == exact).all()) is (expected == torch.float32)
-    torch.testing.assert_close(lesson.teacher_logits, exact, atol=0.1, rtol=0.1)
-
-
-class Notes(SilentMonitor):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-
-def test_where_compiling_fails_it_goes_on_without_and_says_so(
-    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from emptyset.generators import step
-
-    def broken(_function: object) -> Callable[..., Any]:
-        def call(*_: object) -> None:
-            raise RuntimeError("no compiler")
-
-        return call
-
-    monkeypatch.setattr(step, "compiled", broken)
-    monkeypatch.setattr(step, "worth_compiling", lambda *_, **__: True)
-    source, notes = made("gdfq", teacher), Notes()
-    source.begin(8, BATCH, monitor=notes)
-    before = made("gdfq", teacher)
-    before.begin(8, BATCH)
-    before._step._take(LessonExecution(False, source._step.execution.dtype))
-    assert torch.equal(source.next_batch(BATCH).images, before.next_batch(BATCH).images)
-    assert len(notes.notes) == 1
-    assert "cannot compile" in notes.notes[0]
 
 
 def test_a_teacher_without_batch_norm_is_told_what_else_there_is() -> None:
