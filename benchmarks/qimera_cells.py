@@ -272,7 +272,11 @@ TABLES = {
             for n in (AKA, C100)
             for s in ("gdfq", "qimera")
         ),
-        *(Cell(AKA, SHORT, "w3a3", recipe) for recipe in (LONG, LONG_AGAIN)),
+        *(
+            Cell(n, SHORT, bits, recipe)
+            for n, bits in ((AKA, "w3a3"), (C100, "w3a3"), (C100, "w4a4"))
+            for recipe in (LONG, LONG_AGAIN)
+        ),
         # On the way.
         *(
             Cell(n, UNSCALED[0], "w4a4", recipe)
