@@ -80,7 +80,7 @@ def test_pictures_and_page_are_written_where_asked(
         with Image.open(path) as picture:
             assert picture.format == "PNG"
     text = page.read_text(encoding="utf-8")
-    assert "The way from 3 to 5" in text
+    assert "The way from class 3 to class 5" in text
     assert "30 real ones" in text
     assert "wrote" in result.stdout
     assert str(page) in result.stdout

@@ -151,19 +151,21 @@ def _path_figure(pictures: GeneratorPictures, way: ClassPath) -> Figure:
     _label_axes(axes, way.explained, way.basis)
     axes.legend(fontsize=8, framealpha=0.7)
     caption = (
-        f"From {first} to {second} in equal steps of λ, dots at 0, 0.1 to 1. Principal components "
-        f"of the {_features(pictures)} of {way.basis} images of these two classes. The straighter "
-        "the way, the nearer the distance ratio is to 1."
+        f"Equal steps of λ, dots at 0 (class {first}), 0.1, 0.2 and so on to 1 (class {second}). "
+        f"Principal components of the {_features(pictures)} of {way.basis} images of these two "
+        "classes. The straighter the way, the nearer the distance ratio is to 1."
     )
-    return Figure("class_path", f"The way from {first} to {second}", caption, _png(canvas))
+    return Figure(
+        "class_path", f"The way from class {first} to class {second}", caption, _png(canvas)
+    )
 
 
 def _strip_figure(pictures: GeneratorPictures, way: ClassPath) -> Figure:
     first, second = (pictures.name_of(label) for label in way.pair)
     shares = [f"{share:.1f}" for share in torch.linspace(0, 1, way.tiles.shape[1]).tolist()]
     png = _tiles(way.tiles, ["superposed", "Mixup"], shares)
-    caption = f"λ from 0, {first}, to 1, {second}. Both rows have the same ends."
-    return Figure("class_path_images", f"Images from {first} to {second}", caption, png)
+    caption = f"Class {first} at λ = 0, class {second} at λ = 1. Both rows have the same ends."
+    return Figure("class_path_images", f"Images from class {first} to class {second}", caption, png)
 
 
 def _grid_figure(pictures: GeneratorPictures) -> Figure:
