@@ -90,7 +90,7 @@ PRESETS = {
         batch_size=200, kd_reduction="mean",
     ),
     # ZAQ on CIFAR: 300 epochs of 60 turns, each five lessons of the student and one of the
-    # generator. With statistics that stand still its rate of 0.1 ruins a ResNet-20 in five batches.
+    # generator. With statistics that stand still its rate of 0.1 ruins a ResNet-20 in six batches.
     "zaq": Preset(
         epochs=300, steps=108_000, milestones=(100, 200), batch_size=256, learning_rate=1e-3,
         distillation=0.0, cross_entropy=0.0, logit_distance=1.0, relations=1.0, weight_decay=5e-4,

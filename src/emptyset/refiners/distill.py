@@ -16,7 +16,7 @@ then both learn in one loop. Presets:
     the student with plan ``every_layer`` and ``batch_norm: frozen``. At w4a4 the divergence of this
     strength destroyed a ResNet-20 for CIFAR-10 within ten updates, in a plain loop too; with
     ``kd_reduction: mean``, a tenth of it, the student trains. ImageNet: ``batch_size: 16``,
-    ``learning_rate: 1.0e-6`` and ``milestones: [0.66]``.
+    ``learning_rate: 1.0e-6`` and ``milestones: [0.6623]`` (100 of 151 epochs).
 ``gdfq``: the loop of GDFQ, Xu et al. 2020, arXiv:2003.03603, which Qimera and AutoReCon share: 400
     epochs of 200 batches, in the first 4 (ImageNet: 50, ``warm_up: 0.125``) only the generator
     learns; cross entropy and ``T²`` times the divergence in its weak form. Plan and BatchNorm as
@@ -26,7 +26,7 @@ then both learn in one loop. Presets:
     Qimera's source on base zaq set ``cross_entropy: 0.1``.
 ``ait``: the student's side of AIT, Choi et al. 2022, arXiv:2203.17008, for the sources gdfq, qimera
     and autorecon: GDFQ's loop with the divergence alone, no weight decay and gradient inundation
-    (``refiners/inundation.py``). ImageNet: ``warm_up: 0.125`` and ``crossing: 1.0e-4``.
+    (``refiners/inundation.py``). ImageNet: ``warm_up: 0.125`` and the ``crossing`` told there.
 ``adasg``, ``adadfq``: the student's side of AdaSG, Qian et al. 2023, arXiv:2302.09572, and AdaDFQ,
     arXiv:2303.06869: GDFQ's loop with the flatness of the logits' difference alone, batches of 16.
     ImageNet: ``temperature: 5`` and ``warm_up: 0.125`` (ResNet-50 at 3 bits 0.25); ResNet-18 and
@@ -134,7 +134,7 @@ class DistillConfig:
             ``quantile``: in one pass, on the grid as it is; ``exact``: AIT's search, on the grid
             that the changed weights would have; ``none`` (none; ait: quantile).
         crossing: AIT's threshold, the share of a tensor's weights whose code is to change in one
-            update; falls as the learning rate does. (ImageNet: 1e-4.)
+            update; falls as the learning rate does. (ImageNet: 1.0e-4, on autorecon 1.0e-3.)
         inundation_cap: Greatest factor, ours; factors of thousands are common. (AIT: 100 in the
             first epoch after the warm-up, none later, which never ends where a gradient is 0.)
         precision: Of convolutions and linears while weights are learnt: ``float32``, ``bfloat16``,

@@ -54,7 +54,8 @@ from emptyset.teachers.teacher import Teacher
 
 BASES = ("gdfq", "zaq", "autorecon")
 EMBEDDINGS = ("trained", "frozen", "random")
-# Length of embeddings that nothing else gives: as released.
+# Length of embeddings that nothing else gives; ours, the released ones are as long as the rows of
+# the last layer.
 EMBEDDING_WIDTH = 100
 
 
@@ -240,7 +241,7 @@ class Qimera(SourceMaker):
         return SuperposedClasses(classes, together, config.superposed_share, config.replacement)
 
     def _width(self, teacher: Teacher, classes: int) -> int:
-        """D: as asked for, as wide as the last layer's rows, or as released."""
+        """D: as asked for, as wide as the last layer's rows, or a length of our own."""
         if self.config.embedding_width is not None:
             return self.config.embedding_width
         centres = class_centres(teacher, classes)

@@ -9,11 +9,12 @@ Idea: before anything is trained, one image per class is made whose textures are
     of them: preset ``texq`` of the refiner `distill`.
 Needs: a teacher with BatchNorm layers and at least 2 classes.
 Reconstruction: neither paper nor code could be seen. Reported: the three stages, an image per class
-    by up to 1,500 steps of at least 0.05, Laws' texture energies with θ_U = 0.3, ε = 0.015 and 9
-    dominant ones, Adam of 1e-3 for the generator, batches of 128 (ImageNet: 16). From SynQ's
-    released re-implementation: weights of the first stage, of statistics (0.4) and of centres
-    (0.02). Ours: the form of the texture loss and its weight, and that an image is led by the
-    centre of its own class; ``centres: all`` leads the batch by all of them together, as SynQ.
+    by up to 1,500 steps of 0.05, Laws' texture energies with θ_U = 0.3, ε = 0.015 and 9 dominant
+    ones, Adam of 1e-3 for the generator, batches of 128 (ImageNet: 16). From SynQ's released
+    re-implementation: steps of 0.5 that fall, wherever 50 brought nothing, down to 0.05; weights of
+    the first stage, of statistics (0.4) and of centres (0.02). Ours: the form of the texture loss
+    and its weight, and that an image is led by the centre of its own class; ``centres: all`` leads
+    the batch by all of them together, as SynQ.
 """
 
 from dataclasses import dataclass

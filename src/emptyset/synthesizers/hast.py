@@ -9,7 +9,7 @@ Not here: training the student on images made harder, the paper's other half. It
     ``distill`` with ``preset: published``, ``cross_entropy: 0`` and (CIFAR-10, CIFAR-100, ImageNet)
     ``feature_attention`` λ 1000, 2000, 4000; ``perturbation`` ε 0.01, 0.02, 0.01;
     ``learning_rate`` 1.0e-5, 1.0e-5, 1.0e-6; ImageNet also ``batch_size: 16`` and ``milestones:
-    [0.66]``. Released with ``ranges_from: gdfq``.
+    [0.6623]``. Released with ``ranges_from: gdfq``.
 Differs from source:
     * Defaults are those for CIFAR. ImageNet: hard_weight 0.1, exponent 0.5, crop true.
     * Crops of all images are taken at once, bilinearly, equal to torchvision's one by one but where
