@@ -386,7 +386,9 @@ def find_recipe(name: str) -> Path:
             f"{name}: is made for any network and names none, so it cannot run by itself. Write: "
             f"emptyset quantize TEACHER --recipe {name}"
         )
+    with_it = [other for other in known if name in other]
+    told = f"With '{name}' in their names" if with_it else f"{nearest(name, known)} Known".lstrip()
     raise UnknownNameError(
-        f"No recipe is called '{name}'.{nearest(name, known)} "
-        f"Known: {', '.join(known) or 'none here'}. A file is given with its ending .yaml."
+        f"No recipe is called '{name}'. {told}: {', '.join(with_it or known)}. A file is given "
+        "with its ending .yaml."
     )

@@ -137,6 +137,7 @@ def test_overwritten_with_given_images_nothing_of_the_made_ones_is_looked_at(
         (["--model-args", "{"], 2, "not readable as JSON"),
         (["--mean", "a,b"], 2, "expected numbers with commas"),
         (["--recipe", "nothing"], 2, "No recipe is called 'nothing'"),
+        (["--recipe", "practical_w8"], 2, "'practical_w8' in their names: practical_w8a8. A file"),
         (["--device", "tpu"], 2, "device"),
     ],
 )
