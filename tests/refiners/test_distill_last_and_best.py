@@ -50,18 +50,66 @@ def test_last_and_best_are_recorded_and_the_one_asked_for_is_the_result(teacher:
             assert torch.equal(student.state_dict()[key], seen[expected][key]), key
 
 
-def test_by_itself_the_best_is_who_agrees_most_on_the_generators_images(teacher: Teacher) -> None:
-    source = make("gdfq", teacher)
-    student = taught(teacher, source, preset="learned", warm_up=0.0, held_out=16)
+class Looking(SilentMonitor):
+    """Keeps the student as it is at every look."""
+
+    def __init__(self, student: Student) -> None:
+        self.student, self.states = student, list[dict[str, Tensor]]()
+
+    def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
+        if done % 3 == 0:
+            self.states.append(self.student.state_dict())
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_by_itself_the_best_is_who_agrees_most_on_the_generators_images(keep: str) -> None:
+    """So large a learning rate makes the student worse in the end."""
+    even = two_convolutions(every_class=True)
+    student, judged = (prepare(even, BITS, plan="every_layer") for _ in range(2))
+    source, monitor = make("gdfq", even), Looking(student)
+    drawn: list[Tensor] = []
+    whole = source.drawn
+
+    def remembered(count: int, *, seed: int) -> ImageSet:
+        made = whole(count, seed=seed)
+        drawn.append(made.images)
+        return made
+
+    source.drawn = remembered
+    taught(
+        even, source, student=student, monitor=monitor, warm_up=0.0, held_out=97, keep=keep,
+        learning_rate=0.03,
+    )  # fmt: skip
+
+    def agreement(state: dict[str, Tensor], images: Tensor) -> float:
+        judged.load_state_dict(state)
+        same = judged(images).argmax(1) == even.module(images).argmax(1)
+        return float(same.float().mean())
+
+    looks, best = [images for images in drawn if len(images) == 97], 0
+    assert len(looks) == len(monitor.states) == 4
+    scores = []
+    for number, (state, images) in enumerate(zip(monitor.states, looks, strict=True)):
+        scores.append(agreement(state, images))
+        if scores[-1] >= agreement(monitor.states[best], images):
+            best = number
+    assert best < 3
     (record,) = student.records
-    images = source.drawn(16, seed=7 * 1_000_003 + 2).images
-    same = student(images).argmax(1) == teacher.module(images).argmax(1)
-    assert record["last"]["score"] == pytest.approx(float(same.float().mean()))
-    assert "16 images of the generator" in record["judged_by"]
+    assert [look["score"] for look in record["epochs"]] == pytest.approx(scores)
+    assert record["best"] == record["epochs"][best]
+    assert record["last"] == record["epochs"][3]
+    assert "97 images of the generator" in record["judged_by"]
+    kept = monitor.states[best if keep == "best" else 3]
+    for name, value in kept.items():
+        assert torch.equal(student.state_dict()[name], value), name
 
 
-def test_nothing_is_judged_where_nothing_is_held_out(teacher: Teacher) -> None:
+def test_nothing_is_judged_where_nothing_is_held_out_or_images_are_stored(
+    teacher: Teacher,
+) -> None:
     assert taught(teacher, make("gdfq", teacher), held_out=0).records == []
+    images = torch.randn(20, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    assert taught(teacher, ImageSet(images)).records == []
 
 
 class Poisoned:
