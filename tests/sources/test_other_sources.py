@@ -58,6 +58,15 @@ def test_gdfqs_epsilon_is_the_codes_and_zaqs_is_torchs() -> None:
     assert [n.norm.eps for n in (zaq.norm0, zaq.norm1, zaq.norm2)] == [1e-5] * 3
 
 
+def test_zaqs_defaults_are_those_of_the_released_code_for_cifar() -> None:
+    config = ZaqConfig()
+    assert (config.latent, config.widths, config.student_steps) == (256, (128, 64), 5)
+    assert (config.relation_weight, config.activation_weight) == (1.0, 0.1)
+    assert (config.learning_rate, config.momentum) == (1e-3, (0.9, 0.999))
+    # Epochs 100 and 200 of 300.
+    assert config.milestones == pytest.approx((100 / 300, 200 / 300))
+
+
 def test_zaqs_images_have_no_labels() -> None:
     made = Zaq(ZaqConfig.smallest()).source(teacher_of(), seed=0)
     assert made.next_batch(4).targets is None
