@@ -121,11 +121,26 @@ def test_rows_that_do_not_differ_stay_as_they_are() -> None:
     assert torch.equal(condition.embedding.weight, rows)
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.4, 50), (0.0, 7), (1.0, 20), (0.5, 3)])
-def test_drawn_batches_are_superposed_in_the_samplers_share(share: float, count: int) -> None:
+@pytest.mark.parametrize(
+    ("share", "count", "batches", "superposed"),
+    [
+        (0.4, 50, 10, 4),
+        (0.0, 7, 2, 0),
+        (1.0, 20, 4, 4),
+        (0.3, 31, 7, 2),
+        (0.5, 44, 9, 4),
+        (0.9, 56, 12, 11),
+    ],
+)
+def test_superposed_batches_are_spread_evenly_among_the_drawn_ones(
+    share: float, count: int, batches: int, superposed: int
+) -> None:
     sampler = SuperposedClasses(CLASSES, 3, superposed_share=share)
     labels = list(labels_in_batches(sampler, count, 5, seeded()))
-    batches = -(-count // 5)
     assert [len(mixture.classes) for mixture in labels] == [5] * batches
-    widths = [mixture.classes.shape[1] for mixture in labels]
-    assert widths.count(3) == round(share * batches)
+    mixed = [mixture.classes.shape[1] == 3 for mixture in labels]
+    assert sum(mixed) == superposed
+    # Of neighbouring batches, however many, no group has two more of them than another.
+    for length in range(1, batches):
+        found = [sum(mixed[start : start + length]) for start in range(batches - length + 1)]
+        assert max(found) - min(found) <= 1, length
