@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from emptyset.errors import RecipeError, UnsupportedModelError
 from emptyset.generators.autorecon_cells import AutoReConBackbone
+from emptyset.generators.class_mixture import ClassMixture
+from emptyset.generators.conditional_norm import LabelledNorm
 from emptyset.generators.conditions import SuperposedEmbedding
 from emptyset.generators.embedding_source import class_centres
 from emptyset.generators.generator_source import GeneratorSource
@@ -97,6 +100,52 @@ def test_each_base_has_its_own_loss_and_optimizer() -> None:
     assert zaq.method.config.momentum == (0.9, 0.999)
     assert zaq.method.config.milestones == (1 / 3, 2 / 3)
     assert source(base="zaq", momentum=(0.5, 0.9)).method.config.momentum == (0.5, 0.9)
+
+
+def test_the_weights_that_are_set_are_those_of_the_loss() -> None:
+    similarity = {"similarity_weight": 0.4, "class_similarity_weight": 0.6}
+    own = source(label_weight=0.2, statistics_weight=0.3, **similarity)
+    assert [(t.name, t.weight) for t in own.method.terms] == [
+        ("cross entropy", 0.2), ("batch norm statistics", 0.3), ("similarity", 0.4),
+        ("similarity within classes", 0.6),
+    ]  # fmt: skip
+    weights = {"relation_weight": 0.7, "activation_weight": 0.8, "label_weight": 0.9}
+    zaq = source(base="zaq", **weights, **similarity)
+    assert [(t.name, t.weight) for t in zaq.method.terms] == [
+        ("disagreement", 1.0), ("feature relations", 0.7), ("activation", 0.8),
+        ("cross entropy", 0.9), ("similarity", 0.4), ("similarity within classes", 0.6),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["sum", "mean"])
+@pytest.mark.parametrize("network", [{"backbone": "imagenet"}, {"base": "autorecon"}], ids=str)
+@pytest.mark.parametrize("labels", [[[1, 4, 1], [0, 2, 3], [2, 2, 2], [3, 0, 4]], [[1], [3]]])
+def test_gains_and_shifts_of_superposed_classes_are_their_sum_or_mean_over_the_slots(
+    labels: list[list[int]], network: dict[str, Any], norm: str
+) -> None:
+    generator = source(superposed_norm=norm, widths=(6, 9), width=6, **network).generator
+    random, slots = torch.Generator().manual_seed(5), len(labels[0])
+    shares = torch.randn(len(labels), slots, generator=random).softmax(dim=1)
+    layers = [part for part in generator.modules() if isinstance(part, LabelledNorm)]
+    heard: list[tuple[LabelledNorm, Tensor, Tensor]] = []
+    for layer in layers:
+        with torch.no_grad():
+            layer.gain.normal_(generator=random)
+            layer.shift.normal_(generator=random)
+        layer.register_forward_hook(lambda part, given, out: heard.append((part, given[0], out)))
+    with torch.no_grad():
+        generator(generator.draw(random, ClassMixture(torch.tensor(labels), shares)))
+    assert len(heard) == len(layers) >= 3
+    divisor = slots if norm == "mean" else 1
+    for layer, x, out in heard:
+        plain = F.batch_norm(x, None, None, training=True, eps=layer.norm.eps)
+        for image, classes in enumerate(labels):
+            gain, shift = (
+                sum(s * table[c] / divisor for s, c in zip(shares[image], classes, strict=True))
+                for table in (layer.gain, layer.shift)
+            )
+            expected = plain[image] * gain[:, None, None] + shift[:, None, None]
+            torch.testing.assert_close(out[image], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_two_classes_can_be_superposed_ten_at_a_time_with_replacement() -> None:
