@@ -75,6 +75,66 @@ def test_the_texture_term_spreads_their_energies(teacher: Teacher) -> None:
     assert largest[1] < largest[0] - 0.02
 
 
+def test_the_first_stage_is_by_default_as_reported_and_as_in_synqs_code() -> None:
+    assert vars(TexQConfig().first_stage()) == {
+        "steps": 1500, "learning_rate": 0.5, "minimum_rate": 0.05, "patience": 50,
+        "label_weight": 5.0, "shallow": 0.2, "deep": 1.1, "texture_weight": 1.0,
+        "highest": 0.3, "lowest": 0.015, "dominant": 9, "at_once": 128,
+    }  # fmt: skip
+
+
+def test_every_setting_of_the_first_stage_arrives_under_its_own_name() -> None:
+    config = TexQConfig(
+        centre_steps=70, centre_learning_rate=0.9, centre_minimum_rate=0.02, centre_patience=4,
+        centre_label_weight=3.0, shallow_weight=0.6, deep_weight=0.8, texture_weight=0.7,
+        texture_highest=0.12, texture_lowest=0.04, texture_dominant=5, centre_batch=11,
+    )  # fmt: skip
+    assert vars(config.first_stage()) == {
+        "steps": 70, "learning_rate": 0.9, "minimum_rate": 0.02, "patience": 4,
+        "label_weight": 3.0, "shallow": 0.6, "deep": 0.8, "texture_weight": 0.7,
+        "highest": 0.12, "lowest": 0.04, "dominant": 5, "at_once": 11,
+    }  # fmt: skip
+
+
+class Rates(SilentMonitor):
+    """Hears the step size and the number of steps."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.totals: set[int] = set()
+
+    def keep(self, key: str, state: Callable[[], State], *, final: bool = False) -> None:
+        kept = state()
+        if "schedule.0.rate" in kept:
+            self.rates.append(kept["schedule.0.rate"].item())
+
+    def advance(self, what: str, done: int, total: int, detail: str = "") -> None:
+        self.totals.add(total)
+
+
+def test_where_the_loss_stands_still_the_first_stages_steps_fall_as_torchs_plateau(
+    teacher: Teacher,
+) -> None:
+    nothing = dict.fromkeys(
+        ("centre_label_weight", "shallow_weight", "deep_weight", "texture_weight"), 0.0
+    )
+    config = TexQConfig(
+        centre_steps=14, centre_learning_rate=0.9, centre_minimum_rate=0.02, centre_patience=3,
+        **nothing,
+    )  # fmt: skip
+    heard = Rates()
+    groundwork(teacher, config).images_of(torch.arange(4), seed=1, monitor=heard)
+    adam = torch.optim.Adam([nn.Parameter(torch.zeros(2))], lr=0.9)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, factor=0.1, patience=3, min_lr=0.02)
+    expected = []
+    for _ in range(13):
+        plateau.step(0.0)
+        expected.append(adam.param_groups[0]["lr"])
+    assert heard.rates == pytest.approx(expected)
+    assert sorted(set(expected)) == pytest.approx([0.02, 0.09, 0.9])
+    assert heard.totals == {14}
+
+
 @pytest.mark.parametrize("at_once", [2, 3, 128])
 def test_centres_are_what_the_classes_images_cause(at_once: int, teacher: Teacher) -> None:
     found = groundwork(teacher, replace(SMALL, centre_batch=at_once))
