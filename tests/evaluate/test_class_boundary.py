@@ -106,6 +106,32 @@ def test_with_drawn_noise_all_images_of_a_sweep_share_one(
     assert other.superposed != found.superposed
 
 
+def test_several_draws_are_the_mean_of_sweeps_with_noise_of_their_own(
+    toy: Callable[..., Any], teacher: Teacher
+) -> None:
+    source, sweeps = toy((0.0, 1.0, 3.0)), []
+    source.generator.condition.register_forward_hook(
+        lambda _module, _given, latents: sweeps.append(latents.flatten().tolist())
+    )
+    settings = BoundarySettings(steps=6, noise="drawn", draws=2)
+    found = class_boundary(source, teacher, settings, seed=4)
+    pairs = {(0, 1): (0.0, 1.0), (0, 2): (0.0, 3.0), (1, 2): (1.0, 3.0)}
+    assert [len(sweep) for sweep in sweeps] == [7] * 6
+    noises, rows = [], []
+    for number, (pair, (first, second)) in enumerate(pairs.items()):
+        for sweep in sweeps[2 * number : 2 * number + 2]:
+            noises.append(sweep[0] - first)
+            assert sweep[-1] - second == pytest.approx(noises[-1], abs=1e-6)
+            rows.append(by_hand(sweep[0], sweep[-1], pair, 6))
+    assert len({round(noise, 4) for noise in noises}) == 6
+    columns = torch.tensor(rows, dtype=torch.double).view(3, 2, 4).mean(dim=1)
+    got = [found.superposed.ratio, found.superposed.intrusion]
+    got += [found.mixup.ratio, found.mixup.intrusion]
+    assert got == pytest.approx(columns.mean(dim=0).tolist(), rel=1e-4)
+    spreads = [found.superposed.ratio_spread, found.superposed.intrusion_spread]
+    assert spreads == pytest.approx(columns[:, :2].std(dim=0).tolist(), rel=1e-3)
+
+
 @pytest.mark.parametrize("condition", ["scaled", "per_slot"])
 def test_the_kind_of_noise_follows_what_the_generator_does_with_it(
     toy: Callable[..., Any], teacher: Teacher, condition: str
