@@ -142,21 +142,28 @@ def test_large_images_are_compared_small() -> None:
     assert found.pixels.closest.tiles.shape == (2, 1, 64, 48)
 
 
-def test_numbers_of_chosen_images_are_those_of_their_source() -> None:
-    whole = images(12, 1)
+def stream(whole: ImageSet, chosen: list[int]) -> LazyImages:
+    """Some of them, read batch by batch."""
 
     def read(indices: Tensor, size: int) -> Any:
         yield from whole.images[indices].split(size)
 
-    chosen = LazyImages(None, read, torch.tensor([2, 5, 11]), None, "npz")  # type: ignore[arg-type]
-    found = nearest_neighbours(ImageSet(whole.images[11:]), chosen, teacher())
+    indices = torch.tensor(chosen, dtype=torch.long)
+    return LazyImages(None, read, indices, None, "npz")  # type: ignore[arg-type]
+
+
+def test_numbers_of_chosen_images_are_those_of_their_source() -> None:
+    whole = images(12, 1)
+    found = nearest_neighbours(ImageSet(whole.images[11:]), stream(whole, [2, 5, 11]), teacher())
     assert found.pixels.closest.real.tolist() == [11]
 
 
-@pytest.mark.parametrize(("made", "real"), [(3, 1)])
-def test_one_real_image_has_no_neighbour(made: int, real: int) -> None:
-    with pytest.raises(ImagesError, match=f"2 real ones.*Got {made} and {real}"):
-        nearest_neighbours(images(made, 0), images(real, 1), teacher())
+@pytest.mark.parametrize(("made", "real"), [(3, 1), (3, 0), (0, 4)])
+def test_too_few_images_to_compare_are_refused(made: int, real: int) -> None:
+    sets = [stream(images(6, seed), list(range(n))) for seed, n in enumerate((made, real))]
+    message = f"at least 1 made image and 2 real ones.*Got {made} and {real}"
+    with pytest.raises(ImagesError, match=message):
+        nearest_neighbours(*sets, teacher())
 
 
 class Killed(SilentMonitor):
