@@ -27,12 +27,15 @@ AGAIN = "genie, then a tenth of learned, generator trained before"
 LONG = "learned, 4,000 lessons, CutMix"
 # A new student beside the generator of that.
 LONG_AGAIN = "learned, 3,000 lessons, CutMix, generator trained before"
-# That again, for a student that was reconstructed first.
+# The usual updates beside the generator of `LONG`, mixed as usual.
+LEARNT = "learned, generator trained before"
+# `LONG_AGAIN` for a student that was reconstructed first.
 GENIE_LONG = "genie, then 3,000 lessons, CutMix, generator trained before"
 _LONG_AGAIN = (LONG_AGAIN, GENIE_LONG)
 # What differs from `learned` in length and mixing.
 _SPECIAL: dict[str, dict[str, Any]] = {
     AGAIN: {"warm_up": 0.0},
+    LEARNT: {"warm_up": 0.0},
     LONG: {"steps": 4000, "mixing": "cutmix"},
     **{recipe: {"steps": 3000, "mixing": "cutmix", "warm_up": 0.0} for recipe in _LONG_AGAIN},
 }
@@ -106,7 +109,7 @@ class Cell:
         """The row whose generator goes on learning in this one."""
         if self.recipe_as_usual == AGAIN:
             return replace(self, bits="w4a4", recipe=self.recipe.replace(AGAIN, OURS))
-        return replace(self, recipe=LONG) if self.recipe in _LONG_AGAIN else None
+        return replace(self, recipe=LONG) if self.recipe in (LEARNT, *_LONG_AGAIN) else None
 
     def distill_settings(self) -> dict[str, Any]:
         """Of the refiner."""
@@ -272,11 +275,8 @@ TABLES = {
             for n in (AKA, C100)
             for s in ("gdfq", "qimera")
         ),
-        *(
-            Cell(n, SHORT, bits, recipe)
-            for n, bits in ((AKA, "w3a3"), (C100, "w3a3"), (C100, "w4a4"))
-            for recipe in (LONG, LONG_AGAIN)
-        ),
+        *(Cell(AKA, SHORT, "w3a3", recipe) for recipe in (LONG, LONG_AGAIN)),
+        *(Cell(C100, SHORT, b, recipe) for b in ("w3a3", "w4a4") for recipe in (LONG, LEARNT)),
         # On the way.
         *(
             Cell(n, UNSCALED[0], "w4a4", recipe)
