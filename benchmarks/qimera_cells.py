@@ -29,6 +29,7 @@ LONG = "learned, 4,000 lessons, CutMix"
 LONG_AGAIN = "learned, 3,000 lessons, CutMix, generator trained before"
 # The usual updates beside the generator of `LONG`, mixed as usual.
 LEARNT = "learned, generator trained before"
+TWICE = "learned, 3,000 lessons, generator trained before"
 # `LONG_AGAIN` for a student that was reconstructed first.
 GENIE_LONG = "genie, then 3,000 lessons, CutMix, generator trained before"
 _LONG_AGAIN = (LONG_AGAIN, GENIE_LONG)
@@ -36,6 +37,7 @@ _LONG_AGAIN = (LONG_AGAIN, GENIE_LONG)
 _SPECIAL: dict[str, dict[str, Any]] = {
     AGAIN: {"warm_up": 0.0},
     LEARNT: {"warm_up": 0.0},
+    TWICE: {"steps": 3000, "warm_up": 0.0},
     LONG: {"steps": 4000, "mixing": "cutmix"},
     **{recipe: {"steps": 3000, "mixing": "cutmix", "warm_up": 0.0} for recipe in _LONG_AGAIN},
 }
@@ -109,7 +111,7 @@ class Cell:
         """The row whose generator goes on learning in this one."""
         if self.recipe_as_usual == AGAIN:
             return replace(self, bits="w4a4", recipe=self.recipe.replace(AGAIN, OURS))
-        return replace(self, recipe=LONG) if self.recipe in (LEARNT, *_LONG_AGAIN) else None
+        return replace(self, recipe=LONG) if self.recipe in (LEARNT, TWICE, *_LONG_AGAIN) else None
 
     def distill_settings(self) -> dict[str, Any]:
         """Of the refiner."""
@@ -277,6 +279,7 @@ TABLES = {
         ),
         *(Cell(AKA, SHORT, "w3a3", recipe) for recipe in (LONG, LONG_AGAIN)),
         *(Cell(C100, SHORT, b, recipe) for b in ("w3a3", "w4a4") for recipe in (LONG, LEARNT)),
+        Cell(C100, SHORT, "w3a3", TWICE),
         # On the way.
         *(
             Cell(n, UNSCALED[0], "w4a4", recipe)
