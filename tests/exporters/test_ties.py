@@ -44,7 +44,9 @@ def compared(off: float) -> NodeRecord:
     ("off", "ties", "limited", "wrong"),
     [
         (5e-6, COUNT, 0, None),
-        (2e-4, COUNT, COUNT, f"{COUNT} of {COUNT} codes are ties"),
+        (3e-5, COUNT, COUNT, f"{COUNT} of {COUNT} codes are ties"),
+        (4.5e-4, COUNT, COUNT, f"{COUNT} of {COUNT} codes are ties"),
+        (1.1e-3, 0, 0, "codes differ by up to 1 and are no rounding ties"),
         (2e-3, 0, 0, "codes differ by up to 1 and are no rounding ties"),
     ],
 )
