@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from emptyset.exporters import simulation as simulation_module
 from emptyset.exporters.certificate import certify
@@ -90,3 +90,53 @@ def test_rounded_biases_and_ties_are_no_fault(
     before = student.state_dict()
     assert student_fault(student, simulation_module.simulate(student), images.images) is None
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("steps", [-1, 1])
+@pytest.mark.parametrize("plan", ["every_layer", "edges_8bit"])
+def test_a_bias_one_step_off_is_no_rounding_of_the_students(
+    plan: str, steps: int, small: nn.Module, calibrated
+) -> None:
+    student, images = calibrated(small, "w8a8", **PLANS[plan])
+    simulation = simulation_module.simulate(student)
+    layer = layers(simulation.program)[2]
+    held = attribute(simulation.program, str(argument(layer, 2).target))
+    with torch.no_grad():
+        held[4] += steps * simulation.biases[layer.name].scale[4]
+    fault = student_fault(student, simulation, images.images)
+    assert fault == f"{layer.name}: the simulation's bias is no rounding of the student's"
+
+
+@pytest.mark.parametrize(
+    ("number", "factor", "expected"),
+    [(0, 1.003, "differ from the student's by up to 1"), (-1, 1.0003, "the simulation's logits")],
+)
+def test_a_scale_a_little_off_is_found(
+    number: int, factor: float, expected: str, small: nn.Module, calibrated
+) -> None:
+    student, images = calibrated(small, "w8a8")
+    simulation = simulation_module.simulate(student)
+    with torch.no_grad():
+        weight_scale(number, factor)(simulation.program)
+    fault = student_fault(student, simulation, images.images)
+    assert expected in str(fault)
+
+
+class Hidden(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3 * 8 * 10, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x.flatten(1))))
+
+
+def test_few_codes_that_are_far_off_are_no_rounding(calibrated) -> None:
+    student, images = calibrated(Hidden(), "w8a8")
+    simulation = simulation_module.simulate(student)
+    assert student_fault(student, simulation, images.images[:2]) is None
+    first = layers(simulation.program)[0]
+    with torch.no_grad():
+        attribute(simulation.program, str(argument(first, 2).target))[4] += 0.7
+    fault = student_fault(student, simulation, images.images[:2])
+    assert "2 of 12 codes of the simulation differ" in str(fault)
