@@ -50,6 +50,16 @@ def test_the_first_bit_rounds_to_nearest_ties_to_even() -> None:
     assert (base + rounded_up(logits)).tolist() == [round(v) for v in weight.tolist()]
 
 
+@pytest.mark.parametrize("scale", [0.1, 0.07, 0.0123])
+def test_the_first_bit_is_that_of_torchs_own_kernel_between_two_codes(scale: float) -> None:
+    step = torch.tensor(scale)
+    weight = (torch.arange(-127, 127) + 0.5) * step
+    base, logits = split(weight, step)
+    zero = torch.tensor(0, dtype=torch.int32)
+    expected = torch.fake_quantize_per_tensor_affine(weight, step, zero, -128, 127)
+    assert torch.equal((base + rounded_up(logits)) * step, expected)
+
+
 def test_the_penalty_is_the_sum_over_plain_numbers_and_0_for_decided_bits() -> None:
     share = torch.rand(6, 5, generator=torch.Generator().manual_seed(2), dtype=torch.double)
     expected = sum(1 - abs(2 * h - 1) ** 3.5 for h in share.flatten().tolist())
@@ -118,6 +128,9 @@ def test_rounding_is_forgotten_when_the_grid_changes_or_the_weight_is_trained() 
     made.set_parameters(made.scale.clone(), made.zero_point.clone())
     assert made.rounding is not None
     made.set_parameters(made.scale * 1.5, made.zero_point)
+    assert made.rounding is None
+    made.set_rounding(torch.ones(4, 3), torch.eye(4, 3) > 0)
+    made.set_parameters(made.scale, made.zero_point + 1)
     assert made.rounding is None
     made.set_rounding(torch.ones(4, 3), torch.eye(4, 3) > 0)
     LearnedStep(made, "code")

@@ -117,6 +117,30 @@ def test_codes_and_values_say_the_same(scale: float) -> None:
     assert torch.equal((codes - 5) * quantizer.scale, quantizer(x))
 
 
+@pytest.mark.parametrize("scale", [0.1, 0.07, 0.0123])
+def test_codes_between_two_are_those_of_torchs_own_kernel(scale: float) -> None:
+    step, zero_point = torch.tensor(scale), torch.tensor(31, dtype=torch.int32)
+    quantizer = per_tensor(AFFINE, 0, 255)
+    quantizer.set_parameters(step, zero_point)
+    x = (torch.arange(-31, 224) + 0.5) * step
+    expected = torch.fake_quantize_per_tensor_affine(x, step, zero_point, 0, 255)
+    assert torch.equal((quantizer.codes(x) - 31) * step, expected)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 4.5), (-4.5, -1.0)])
+def test_a_range_on_one_side_of_zero_is_stretched_to_it(low: float, high: float) -> None:
+    scale, zero_point = scale_and_zero_point(
+        torch.tensor(low), torch.tensor(high), 0, 15, symmetric=False
+    )
+    assert scale.item() == pytest.approx(4.5 / 15)
+    assert int(zero_point) == (0 if low > 0 else 15)
+
+
+def test_a_range_of_very_small_values_is_spanned_too() -> None:
+    scale, _ = scale_and_zero_point(torch.tensor(-3e-8), torch.tensor(9e-8), 0, 15, symmetric=False)
+    assert scale.item() == pytest.approx(12e-8 / 15)
+
+
 def test_low_and_high_are_the_ends_of_the_grid() -> None:
     quantizer = per_tensor(AFFINE, 0, 7)
     quantizer.set_range(torch.tensor(-1.0), torch.tensor(6.0))
