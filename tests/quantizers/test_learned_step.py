@@ -79,6 +79,25 @@ def test_a_steps_gradient_is_the_published_rule_channel_by_channel() -> None:
         assert scale.grad[channel].item() == pytest.approx(expected, abs=1e-4)
 
 
+def test_the_ends_of_the_range_are_in_range() -> None:
+    x = torch.tensor([-3.0, 4.0], requires_grad=True)
+    one, three = torch.tensor(1.0), torch.tensor(3, dtype=torch.int32)
+    fake_quantize(x, one, three, axis=None, codes=CODES, mask="value").sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [1, 1]
+
+
+def test_a_step_stays_above_zero_however_far_it_is_pulled_down() -> None:
+    quantizer = per_tensor()
+    quantizer.set_range(torch.tensor(-1.0), torch.tensor(2.0))
+    step = LearnedStep(quantizer, "code")
+    with torch.no_grad():
+        step.parameter.fill_(-500.0)
+    assert torch.isfinite(step(values(4, 5))).all()
+    step.publish()
+    assert quantizer.scale.item() > 0
+
+
 @pytest.mark.parametrize("make", [per_tensor, per_channel])
 def test_what_is_trained_is_what_is_published_to_the_last_bit(make: type) -> None:
     quantizer, x = make(), values(3, 7)
@@ -125,6 +144,18 @@ def test_a_tracked_range_moves_until_it_is_fixed() -> None:
     tracked.tracking = False
     quantizer(torch.tensor([0.0, 100.0]))
     assert quantizer.scale.item() == pytest.approx(expected / 7)
+
+
+def test_a_fixed_range_that_was_restored_is_published() -> None:
+    seen, quantizer = TrackedRange(per_tensor(), legacy=False), per_tensor()
+    seen(torch.tensor([-1.0, 4.6]))
+    restored = TrackedRange(quantizer, legacy=False)
+    restored.tracking = False
+    restored.publish()
+    assert quantizer.scale.item() == 1.0
+    restored.load_state(seen.state())
+    restored.publish()
+    assert quantizer.scale.item() == pytest.approx((4.6 + 1.0) / 7)
 
 
 def test_the_legacy_average_compounds() -> None:
