@@ -96,7 +96,7 @@ def test_min_max_is_the_smallest_and_largest_of_all_batches() -> None:
     estimate = MinMax(MinMaxConfig()).estimator(
         axis=None, quant_min=0, quant_max=255, symmetric=False
     )
-    for values in ([-1.0, 2.0], [-3.0, 0.5], [1.0, 7.0]):
+    for values in ([-1.0, 2.0], [-3.0, 0.5], [1.0, 7.0], [-2.0, 4.0]):
         estimate.update(torch.tensor(values))
     assert [v.item() for v in estimate.low_high()] == [-3.0, 7.0]
 
@@ -227,6 +227,26 @@ def test_lp_norm_is_never_worse_than_min_max() -> None:
         low, high = (v.item() for v in estimate.low_high())
         plain = mean_error(x, x.min().item(), x.max().item(), 3)
         assert mean_error(x, low, high, 3) <= plain * (1 + 1e-6)
+
+
+def test_lp_norm_of_channels_spans_every_update() -> None:
+    estimate = estimator("lp_norm", axis=0, quant_max=255)
+    # Whole numbers, and ends 255 apart: without any error only where nothing is cut off.
+    for rows in ([[-51.0, 204.0, 7.0], [-102.0, 153.0, 9.0]], [[1.0, 2.0], [3.0, -4.0]]):
+        estimate.update(torch.tensor(rows))
+    low, high = estimate.low_high()
+    assert low.tolist() == pytest.approx([-51.0, -102.0], rel=1e-3)
+    assert high.tolist() == pytest.approx([204.0, 153.0], rel=1e-3)
+
+
+def test_lp_norm_shrinks_both_ends_of_a_channel_alike() -> None:
+    estimate = estimator("lp_norm", axis=0, quant_max=7)
+    ends = torch.tensor([[-9.0, 2.0], [-3.0, 8.0]])
+    estimate.update(ends)
+    estimate.update(seeded(2, 500) * 0.3)
+    low, high = estimate.low_high()
+    assert (high < ends[:, 1]).all()
+    assert (low / high).tolist() == pytest.approx([-9 / 2, -3 / 8], rel=1e-4)
 
 
 @pytest.mark.parametrize(
