@@ -215,6 +215,12 @@ class TestKeptStates:
         assert all(torch.equal(found[key], state[key]) for key in state)
         assert self.monitor(tmp_path).restore("batch 1/y") is None
 
+    def test_of_keys_that_read_alike_are_kept_apart(self, tmp_path: Path) -> None:
+        monitor, keys = self.monitor(tmp_path), ("batch 1/x", "batch_1_x", "batch 1 x")
+        for number, key in enumerate(keys):
+            monitor.keep(key, lambda n=number: {"n": torch.tensor(n)}, final=True)
+        assert [int(monitor.restore(key)["n"]) for key in keys] == [0, 1, 2]
+
     def test_are_written_when_it_is_time_or_when_final(self, tmp_path: Path) -> None:
         monitor = self.monitor(tmp_path, every=1000.0)
         asked = []
@@ -307,3 +313,71 @@ def test_what_was_in_a_folder_before_stays_when_a_run_fails_early(tmp_path: Path
         raise ValueError("no teacher")
     assert [p.name for p in path.iterdir()] == ["recipe.yaml"]
     assert (path / "recipe.yaml").read_text(encoding="utf-8") == mine
+
+
+def test_records_of_another_format_are_not_trusted(tmp_path: Path) -> None:
+    work = Work()
+    run_once(tmp_path, work)
+    told = json.loads((tmp_path / STAGES).read_text())
+    (tmp_path / STAGES).write_text(json.dumps({**told, "format": told["format"] + 1}))
+    assert run_once(tmp_path, work)
+    assert work.runs == 2
+
+
+def test_what_a_kill_left_half_written_does_not_become_a_file_of_the_run(tmp_path: Path) -> None:
+    left = tmp_path / PARTIAL / "stage.files"
+    left.mkdir(parents=True)
+    (left / "half.txt").write_text("ha", encoding="utf-8")
+    run_once(tmp_path, Work())
+    assert not list(tmp_path.rglob("half.txt"))
+    assert (tmp_path / "sub" / "a.txt").read_text() == "made"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such permissions")
+def test_whoever_may_read_the_recipe_may_read_every_file(tmp_path: Path) -> None:
+    def private(at: Workplace) -> dict[str, Any]:
+        made = Work()(at)
+        (at.aside / "sub" / "a.txt").chmod(0o600)
+        return made
+
+    recipe = recipe_with()
+    with RunFolder.claim(tmp_path, recipe) as folder:
+        folder.begin(recipe)
+        (tmp_path / "recipe.yaml").chmod(0o644)
+        folder.run("stage", 1, private, SILENT)
+    assert (tmp_path / "sub" / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_discarded_stage_goes_with_its_files_but_for_those_of_others(tmp_path: Path) -> None:
+    def images(at: Workplace) -> dict[str, Any]:
+        (at.aside / "sheet.txt").write_text("sheet", encoding="utf-8")
+        return Work("pixel")(at)
+
+    recipe = recipe_with()
+    with RunFolder.claim(tmp_path, recipe) as folder:
+        folder.begin(recipe)
+        folder.run("images", 1, images, SILENT)
+        folder.run("again", 2, Work("other"), SILENT)
+        folder.discard("images")
+    assert not (tmp_path / "sheet.txt").exists()
+    assert (tmp_path / "sub" / "a.txt").read_text() == "other"
+    read = RunFolder.open(tmp_path)[0]
+    assert read.record("images") is None
+    assert read.finished("again", 2) is not None
+
+
+def test_a_run_that_is_begun_anew_is_whole_no_longer(tmp_path: Path) -> None:
+    recipe = recipe_with()
+    with RunFolder.claim(tmp_path, recipe) as folder:
+        folder.begin(recipe)
+        folder.run("stage", 1, Work(), SILENT)
+        folder.mark_whole("run", 3)
+    assert RunFolder.open(tmp_path)[0].finished("run", 3) is not None
+    (tmp_path / "sub" / "a.txt").write_text("mad", encoding="utf-8")
+    assert RunFolder.open(tmp_path)[0].finished("run", 3) is None
+    (tmp_path / "sub" / "a.txt").write_text("made", encoding="utf-8")
+    with RunFolder.claim(tmp_path, recipe) as folder:
+        folder.begin(recipe)
+    read = RunFolder.open(tmp_path)[0]
+    assert read.record("run") is None
+    assert read.finished("stage", 1) is not None
