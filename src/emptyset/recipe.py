@@ -387,8 +387,8 @@ def find_recipe(name: str) -> Path:
             f"emptyset quantize TEACHER --recipe {name}"
         )
     with_it = [other for other in known if name in other]
-    told = f"With '{name}' in their names" if with_it else f"{nearest(name, known)} Known".lstrip()
+    told = f" With '{name}' in their names" if with_it else f"{nearest(name, known)} Known"
     raise UnknownNameError(
-        f"No recipe is called '{name}'. {told}: {', '.join(with_it or known)}. A file is given "
+        f"No recipe is called '{name}'.{told}: {', '.join(with_it or known)}. A file is given "
         "with its ending .yaml."
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from learning_beside_source import batches_of
 
 from emptyset.errors import ImagesError
 from emptyset.graph.student import Student, prepare
@@ -56,16 +57,9 @@ class Stop(SilentMonitor):
 
 def lessons(source: Any, student: Student, count: int, after: int | None = None) -> list[Lesson]:
     """What the source gives, up to some batch, while the student learns from it."""
-    given: list[Lesson] = []
-    whole = source.next_batch
-
-    def listen(size: int) -> Lesson:
-        given.append(whole(size))
-        return given[-1]
-
     config = DistillConfig(steps=count, batch_size=BATCH, held_out=0, warm_up=0.0)
     source.begin(count, BATCH, monitor=SILENT)
-    source.next_batch = listen
+    given = batches_of(source)
     try:
         training = Training(student, source, config.course(Bits.parse("w4a4"), source), 0)
         with contextlib.suppress(StopIteration):

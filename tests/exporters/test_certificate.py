@@ -2,14 +2,25 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from changed_files import (
+    Change,
+    add,
+    behind,
+    bump,
+    nodes,
+    of_type,
+    own_constant,
+    replace_constant,
+    times,
+    write_changed,
+)
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from emptyset.errors import CertificateError, ImagesError
@@ -22,61 +33,6 @@ from emptyset.graph.student import prepare
 from emptyset.images.image_set import ImageSet
 from emptyset.registry import refiners
 from emptyset.teachers.teacher import InputSpec, Teacher
-
-Change = Callable[[ModelProto], None]
-
-
-def replace_constant(model: ModelProto, name: str, change: Callable[[np.ndarray], None]) -> None:
-    held = next(c for c in model.graph.initializer if c.name == name)
-    values = numpy_helper.to_array(held).copy()
-    change(values)
-    new = helper.make_tensor(name, held.data_type, held.dims, values.flatten().tolist())
-    held.CopyFrom(new)
-
-
-def own_constant(model: ModelProto, node: NodeProto, position: int, change: Change) -> None:
-    """Change what this node alone reads."""
-    held = next(c for c in model.graph.initializer if c.name == node.input[position])
-    copied = TensorProto()
-    copied.CopyFrom(held)
-    copied.name = f"{held.name}_other"
-    model.graph.initializer.append(copied)
-    node.input[position] = copied.name
-    replace_constant(model, copied.name, change)
-
-
-def add(amount: float, index: int = 0) -> Callable[[np.ndarray], None]:
-    def change(values: np.ndarray) -> None:
-        flat = values.reshape(-1)
-        flat[index] = flat[index] + np.asarray(amount).astype(flat.dtype)
-
-    return change
-
-
-def times(factor: float, index: int = 0) -> Callable[[np.ndarray], None]:
-    def change(values: np.ndarray) -> None:
-        values.reshape(-1)[index] *= np.float32(factor)
-
-    return change
-
-
-def nodes(model: ModelProto, kind: str) -> list[NodeProto]:
-    return [n for n in model.graph.node if n.op_type == kind]
-
-
-def behind(model: ModelProto, layer: NodeProto, position: int) -> NodeProto:
-    return next(n for n in model.graph.node if n.output[0] == layer.input[position])
-
-
-def of_type(model: ModelProto, *kinds: int) -> str:
-    return next(
-        c.name for c in model.graph.initializer if c.data_type in kinds and len(c.dims) == 4
-    )
-
-
-def bump(values: np.ndarray) -> None:
-    flat = values.reshape(-1)
-    flat[3] = flat[3] - 1 if flat[3] > 0 else flat[3] + 1
 
 
 def gemm_alpha(model: ModelProto) -> None:
@@ -154,9 +110,7 @@ def test_one_changed_number_fails_and_is_named(
 ) -> None:
     student, images, artefact = exported(small, "w4a4")
     expected, change = CHANGES[what]
-    model = onnx.load(artefact.path)
-    change(model)
-    onnx.save(model, tmp_path / "changed.onnx")
+    write_changed(artefact.path, change, tmp_path / "changed.onnx")
     certificate = certify(tmp_path / "changed.onnx", student, images)
     assert not certificate.holds
     assert certificate.fault is not None

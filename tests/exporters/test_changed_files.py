@@ -1,12 +1,22 @@
 """A file that holds a number in another form, or another number of little effect, fails too."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from changed_files import (
+    Change,
+    Values,
+    add,
+    behind,
+    nodes,
+    own_constant,
+    producer,
+    replace_constant,
+    write_changed,
+)
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -16,70 +26,43 @@ from emptyset.exporters.code_comparison import CodeComparison
 from emptyset.exporters.kernels import session
 from emptyset.images.image_set import ImageSet
 
-Change = Callable[[ModelProto], None]
-
-
-def producer(model: ModelProto, name: str) -> NodeProto:
-    return next(node for node in model.graph.node if name in node.output)
-
 
 def array(model: ModelProto, name: str) -> np.ndarray:
     return numpy_helper.to_array(next(c for c in model.graph.initializer if c.name == name))
 
 
-def layer(model: ModelProto, kind: str, number: int = 0) -> NodeProto:
-    return [node for node in model.graph.node if node.op_type == kind][number]
+def read_float(model: ModelProto, node: NodeProto, position: int, values: np.ndarray) -> None:
+    """Let this node read these numbers instead of what is dequantized."""
+    model.graph.initializer.append(numpy_helper.from_array(values, "in_float"))
+    node.input[position] = "in_float"
 
 
-def read_other(model: ModelProto, node: NodeProto, position: int, values: np.ndarray) -> None:
-    """Let this node alone read ``values`` at one of its inputs."""
-    name = f"{node.output[0]}_other_{position}"
-    model.graph.initializer.append(numpy_helper.from_array(values, name))
-    node.input[position] = name
+def next_bit(index: int) -> Values:
+    def change(values: np.ndarray) -> None:
+        flat = values.reshape(-1)
+        flat[index] = np.nextafter(flat[index], np.float32(9))
 
-
-def insert(model: ModelProto, before: NodeProto, *nodes: NodeProto) -> None:
-    at = list(model.graph.node).index(before)
-    for node in reversed(nodes):
-        model.graph.node.insert(at, node)
-
-
-def scale_of_an_input(model: ModelProto) -> None:
-    dequantize = producer(model, layer(model, "Conv", 1).input[0])
-    scale = array(model, dequantize.input[1])
-    read_other(model, dequantize, 1, np.nextafter(scale, np.float32(9)))
-
-
-def zero_point_of_an_input(model: ModelProto) -> None:
-    dequantize = producer(model, layer(model, "Conv", 1).input[0])
-    read_other(model, dequantize, 2, array(model, dequantize.input[2]) + np.uint8(1))
-
-
-def zero_point_of_a_bias(model: ModelProto) -> None:
-    dequantize = producer(model, layer(model, "Conv").input[2])
-    zero = array(model, dequantize.input[2]).copy()
-    zero[2] = 1
-    read_other(model, dequantize, 2, zero)
+    return change
 
 
 def float_bias(model: ModelProto) -> None:
-    conv = layer(model, "Conv")
-    codes, step = (array(model, name) for name in producer(model, conv.input[2]).input[:2])
-    read_other(model, conv, 2, codes.astype(np.float32) * step)
+    conv = nodes(model, "Conv")[0]
+    codes, step = (array(model, name) for name in behind(model, conv, 2).input[:2])
+    read_float(model, conv, 2, codes.astype(np.float32) * step)
 
 
 def float_weight(model: ModelProto) -> None:
-    conv = layer(model, "Conv", 1)
-    dequantize = producer(model, conv.input[1])
+    conv = nodes(model, "Conv")[1]
+    dequantize = behind(model, conv, 1)
     codes, scale = (array(model, name) for name in dequantize.input[:2])
-    read_other(model, conv, 1, codes.astype(np.float32) * scale[:, None, None, None])
+    read_float(model, conv, 1, codes.astype(np.float32) * scale[:, None, None, None])
     model.graph.node.remove(dequantize)
 
 
 def computed_weight(model: ModelProto) -> None:
-    dequantize = producer(model, layer(model, "Conv", 1).input[1])
+    dequantize = behind(model, nodes(model, "Conv")[1], 1)
     same = helper.make_node("Identity", [dequantize.input[0]], ["same_codes"])
-    insert(model, dequantize, same)
+    model.graph.node.insert(list(model.graph.node).index(dequantize), same)
     dequantize.input[0] = "same_codes"
 
 
@@ -96,9 +79,18 @@ def times_logits(factor: float) -> Change:
 
 
 CHANGES: dict[str, tuple[str, Change]] = {
-    "the last bit of an input's scale": ("the file's scale differs", scale_of_an_input),
-    "an input's zero point": ("the file's zero point differs", zero_point_of_an_input),
-    "a bias's zero point": ("the file's bias has a zero point", zero_point_of_a_bias),
+    "the last bit of an input's scale": (
+        "the file's scale differs",
+        lambda m: own_constant(m, behind(m, nodes(m, "Conv")[1], 0), 1, next_bit(0)),
+    ),
+    "an input's zero point": (
+        "the file's zero point differs",
+        lambda m: own_constant(m, behind(m, nodes(m, "Conv")[1], 0), 2, add(1)),
+    ),
+    "a bias's zero point": (
+        "the file's bias has a zero point",
+        lambda m: own_constant(m, behind(m, nodes(m, "Conv")[0], 2), 2, add(1, 2)),
+    ),
     "a bias in float": ("bias in another form than int32", float_bias),
     "a weight in float": ("the file does not dequantize this weight", float_weight),
     "a weight that is computed": ("computes this weight instead of storing it", computed_weight),
@@ -113,9 +105,7 @@ def test_a_file_that_differs_in_this_fails_and_says_so(
 ) -> None:
     student, images, artefact = exported(small, "w8a8")
     expected, change = CHANGES[what]
-    model = onnx.load(artefact.path)
-    change(model)
-    onnx.save(model, tmp_path / "changed.onnx")
+    write_changed(artefact.path, change, tmp_path / "changed.onnx")
     certificate = certify(
         tmp_path / "changed.onnx", student, images, simulation=artefact.simulation
     )
@@ -139,9 +129,7 @@ def test_a_number_kept_in_float_is_compared_to_the_last_bit(exported, tmp_path: 
     student, images, artefact = exported(Shifted(), "w8a8", plan="every_layer")
     model = onnx.load(artefact.path)
     held = next(c for c in model.graph.initializer if list(c.dims) == [1, 3, 1, 1])
-    values = numpy_helper.to_array(held).copy()
-    values[0, 1] = np.nextafter(values[0, 1], np.float32(1))
-    held.CopyFrom(numpy_helper.from_array(values, held.name))
+    replace_constant(model, held.name, next_bit(1))
     onnx.save(model, tmp_path / "changed.onnx")
     fault = certify(tmp_path / "changed.onnx", student, images).fault
     assert fault == f"{held.name}: the file's values differ from the simulation's"
@@ -183,9 +171,7 @@ def test_logits_that_exposing_the_codes_changes_are_a_fault(
     small: nn.Module, exported, tmp_path: Path
 ) -> None:
     _, images, artefact = exported(small, "w8a8")
-    model = onnx.load(artefact.path)
-    times_logits(1 + 2e-7)(model)
-    onnx.save(model, tmp_path / "shipped.onnx")
+    write_changed(artefact.path, times_logits(1 + 2e-7), tmp_path / "shipped.onnx")
     shipped = session(tmp_path / "shipped.onnx")
     exposed, same = certificate_module._exposed(artefact.path, artefact.simulation)
     assert same

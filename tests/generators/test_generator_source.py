@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from counting_teacher import BATCH, CLASSES, CountingNet, made, stages_of, student_of, teacher_of
+from counting_teacher import BATCH, CLASSES, CountingNet, made, student_of, teacher_of
+from small_teachers import stages_of
 from torch import Tensor, nn
 
 from emptyset.errors import UnsupportedModelError

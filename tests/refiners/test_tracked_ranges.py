@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from learning_beside_source import BATCH, BITS, PUBLISHED, make
+from learning_beside_source import BATCH, BITS, PUBLISHED, batches_of, make
 from small_teachers import two_convolutions
 
 from emptyset.graph.student import prepare
-from emptyset.images.image_source import Lesson
 from emptyset.refiners.distill import DistillConfig
 from emptyset.refiners.training import Training
 from emptyset.teachers.teacher import Teacher
@@ -28,9 +27,7 @@ def test_a_range_is_the_average_of_what_whole_images_give(
         preset="gdfq", steps=400, warm_up=0.03, batch_size=BATCH, legacy=legacy, mixing=mixing
     )
     training = Training(student, source, config.course(BITS, source), 0)
-    given: list[Lesson] = []
-    whole = source.next_batch
-    source.next_batch = lambda size: given.append(whole(size)) or given[-1]
+    given = batches_of(source)
     with training._learning():
         for number in range(14):
             training._update(number)

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from feature_relations import distance_of_relations
-from learning_beside_source import BITS, PUBLISHED, make, moves, pulls
-from small_teachers import two_convolutions
+from learning_beside_source import BITS, PUBLISHED, batches_of, make, moves, pulls
+from small_teachers import stages_of, two_convolutions
 from torch import Tensor
 
 from emptyset.graph.student import Student, prepare
-from emptyset.images.image_set import Batch, ImageSet
+from emptyset.images.image_set import ImageSet
 from emptyset.images.image_source import StoredImages
 from emptyset.refiners.distill import DistillConfig
 from emptyset.refiners.training import Training
@@ -30,16 +30,8 @@ def stored(teacher: Teacher) -> StoredImages:
     return StoredImages(ImageSet(torch.randn(19, *teacher.input.shape, generator=random)), seed=4)
 
 
-def said_by_teacher(teacher: Teacher, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Logits, and the map before each change of size."""
-    net = teacher.module
-    first = F.relu(net.bn1(net.conv1(images)))
-    second = F.relu(net.bn2(net.conv2(first)))
-    return net.linear(second.mean((2, 3))), [first, second]
-
-
 def said_by_student(student: Student, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The same, maps as the next layer reads them."""
+    """Logits, and the map before each change of size as the next layer reads it."""
     maps: list[Tensor] = []
     handles = [
         quantizer.register_forward_hook(lambda _, __, map_read: maps.append(map_read))
@@ -73,15 +65,13 @@ def test_zaqs_update_is_the_published_one(
     )
     course = config.course(BITS, None if source == "stored" else shown)
     training = Training(student, shown, course, 0)
-    given: list[Batch] = []
-    whole = shown.next_batch
-    shown.next_batch = lambda size: given.append(whole(size)) or given[-1]
+    given = batches_of(shown)
     buffers = dict.fromkeys(training._parameters, torch.zeros(()))
     with training._learning():
         for number in (0, 1):
             moved = moves(training, number)
             ours, our_maps = said_by_student(student, given[number].images)
-            theirs, their_maps = said_by_teacher(teacher, given[number].images)
+            theirs, their_maps = stages_of(teacher.module, given[number].images)
             loss = weights.get("logit_distance", 1.0) * (ours - theirs).abs().mean()
             apart = distance_of_relations(our_maps, their_maps)
             loss = loss + weights.get("relations", 1.0) * apart

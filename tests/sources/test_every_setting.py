@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from counting_teacher import BATCH, CountingNet, stages_of, student_of, teacher_of
+from counting_teacher import BATCH, CountingNet, student_of, teacher_of
+from small_teachers import stages_of
 from torch import nn
 
 from emptyset.images.image_set import Batch
