@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stored_arrays import arrays_of
 
 import emptyset
 from emptyset.errors import ImagesError, RecipeError, RunFolderError
@@ -176,7 +177,7 @@ def run_to_the_images(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> str:
-    data = np.load(train_images_path())
+    data = arrays_of(train_images_path())
     path = tmp_path_factory.mktemp("real") / "real.npz"
     np.savez(path, images=data["images"][:9], labels=data["labels"][:9])
     return str(path)
@@ -283,7 +284,7 @@ def test_it_is_refused_before_images_are_made_and_reconstruction_runs(
 def test_real_images_that_went_are_told_of_though_the_student_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = np.load(train_images_path())
+    data = arrays_of(train_images_path())
     real = tmp_path / "real.npz"
     np.savez(real, images=data["images"][:9], labels=data["labels"][:9])
     chosen = recipe("gdfq", beside={"images": str(real), "choose": "all", "share": 0.3})

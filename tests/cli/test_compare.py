@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stored_arrays import arrays_of
 
 from emptyset.teachers.embedded import held_out_images_path
 
@@ -14,7 +15,7 @@ DIGITS = "embedded:digits-resnet"
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
-    data, path = np.load(held_out_images_path()), tmp_path / "scans.npz"
+    data, path = arrays_of(held_out_images_path()), tmp_path / "scans.npz"
     np.savez(path, images=data["images"][:20], labels=data["labels"][:20])
     return path
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stored_arrays import arrays_of
 
 import emptyset
 from emptyset.evaluate.class_boundary import BoundarySettings, class_boundary
@@ -38,7 +39,7 @@ def generators(tmp_path_factory: pytest.TempPathFactory, teacher: Any) -> dict[s
 
 @pytest.fixture
 def real(tmp_path: Path) -> Path:
-    data = np.load(held_out_images_path())
+    data = arrays_of(held_out_images_path())
     np.savez(tmp_path / "real.npz", images=data["images"][:40], labels=data["labels"][:40])
     return tmp_path / "real.npz"
 
@@ -300,7 +301,7 @@ def test_places_that_cannot_be_written_to_are_refused_before_the_work(
 def test_a_single_real_image_is_refused_before_the_work(
     generators: dict[str, Path], tmp_path: Path, command: Any
 ) -> None:
-    one, data = tmp_path / "one.npz", np.load(held_out_images_path())
+    one, data = tmp_path / "one.npz", arrays_of(held_out_images_path())
     np.savez(one, images=data["images"][:1], labels=data["labels"][:1])
     common = ["--teacher", DIGITS, "--device", "cpu", "-q"]
     result = command("evaluate", generators["qimera"], *common, "--real", one)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stored_arrays import arrays_of
 
 import emptyset
 from emptyset.evaluate.image_quality import image_quality
@@ -25,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def real(tmp_path: Path) -> Path:
-    data = np.load(held_out_images_path())
+    data = arrays_of(held_out_images_path())
     np.savez(tmp_path / "real.npz", images=data["images"][:20], labels=data["labels"][:20])
     return tmp_path / "real.npz"
 

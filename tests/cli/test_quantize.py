@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from stored_arrays import arrays_of
 
 from emptyset.job.restored import restore
 from emptyset.teachers.embedded import held_out_images_path
@@ -97,7 +98,7 @@ def test_overwrite_keeps_the_stages_that_do_not_change(
 def test_overwritten_with_given_images_nothing_of_the_made_ones_is_looked_at(
     own_run: Path, tmp_path: Path, command: Any
 ) -> None:
-    data = np.load(held_out_images_path())
+    data = arrays_of(held_out_images_path())
     given = tmp_path / "given.npz"
     np.savez(given, images=data["images"][:40], labels=data["labels"][:40])
     assert (own_run / "images" / "images.safetensors").is_file()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stored_arrays import arrays_of
 
 from emptyset.images.image_set import ImageSet
 from emptyset.teachers.embedded import train_images_path
@@ -34,7 +35,7 @@ def distilled(
 
 def labelled(path: Path, label: int) -> Path:
     """A few real digits that are all called alike."""
-    images = np.load(train_images_path())["images"][:12]
+    images = arrays_of(train_images_path())["images"][:12]
     np.savez(path, images=images, labels=np.full(12, label))
     return path
 

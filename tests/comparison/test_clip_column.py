@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stored_arrays import arrays_of
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -46,7 +47,7 @@ def test_every_row_has_the_similarity_that_the_named_clip_sees(
         return Halves(name)
 
     monkeypatch.setattr(ClipEncoder, "load", staticmethod(load))
-    data = np.load(held_out_images_path())
+    data = arrays_of(held_out_images_path())
     np.savez(tmp_path / "s.npz", images=data["images"][:30], labels=data["labels"][:30])
     out = tmp_path / "c"
     arguments = [

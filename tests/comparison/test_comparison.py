@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from short_comparison import OPTIONS
+from stored_arrays import arrays_of
 
 import emptyset
 from emptyset import measurement, pipeline
@@ -42,7 +43,7 @@ def own(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def real_images(tmp_path: Path) -> Path:
     """A hundred of the shipped scans, without labels."""
-    data = np.load(held_out_images_path())
+    data = arrays_of(held_out_images_path())
     np.savez(tmp_path / "real.npz", images=data["images"][:100])
     return tmp_path / "real.npz"
 
@@ -269,7 +270,7 @@ def test_labelled_images_without_labels_and_too_few_real_ones_are_refused(
         )  # fmt: skip
     assert not (tmp_path / "c").exists()
     monkeypatch.setattr("emptyset.comparison.judges.labelled_path", lambda _: None)
-    np.savez(tmp_path / "few.npz", images=np.load(real_images)["images"][:9])
+    np.savez(tmp_path / "few.npz", images=arrays_of(real_images)["images"][:9])
     with pytest.raises(ImagesError, match="Give at least 10"):
         emptyset.compare(
             DIGITS, ["noise"], out=tmp_path / "c", **OPTIONS | {"settings": ()},

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from stored_arrays import arrays_of
 
 from emptyset.errors import TeacherError, UnknownNameError
 from emptyset.teachers import load_teacher
@@ -25,7 +26,7 @@ NAMES = embedded_names()
 def top1(name: str, path: Path) -> float:
     """With numpy's own arithmetic for the preprocessing."""
     teacher = load_teacher(f"embedded:{name}")
-    stored = np.load(path)
+    stored = arrays_of(path)
     pixels = stored["images"].astype(np.float32).transpose(0, 3, 1, 2) / 255
     images = (pixels - teacher.input.mean[0]) / teacher.input.std[0]
     with torch.no_grad():
@@ -55,7 +56,7 @@ def test_an_embedded_teacher_is_frozen_and_knows_its_input_and_classes(name: str
 
 
 def test_no_held_out_digit_was_trained_on() -> None:
-    train, held_out = np.load(train_images_path()), np.load(held_out_images_path())
+    train, held_out = arrays_of(train_images_path()), arrays_of(held_out_images_path())
     assert len(train["labels"]) == 1000
     assert len(held_out["labels"]) == 797
     assert not set(train["indices"]) & set(held_out["indices"])
@@ -68,7 +69,7 @@ def test_no_held_out_digit_was_trained_on() -> None:
 
 @pytest.mark.parametrize("path", [train_images_path(), held_out_images_path()])
 def test_the_shipped_digits_are_the_original_scans(path: Path) -> None:
-    stored, original = np.load(path), load_digits()
+    stored, original = arrays_of(path), load_digits()
     assert stored["images"].dtype == np.uint8
     assert stored["images"].shape[1:] == (16, 16, 1)
     assert (stored["labels"] == original.target[stored["indices"]]).all()
@@ -89,8 +90,8 @@ def test_the_training_script_splits_as_the_shipped_files_do() -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     parts = script.split()
-    assert parts["train"].tolist() == np.load(train_images_path())["indices"].tolist()
-    assert parts["held_out"].tolist() == np.load(held_out_images_path())["indices"].tolist()
+    assert parts["train"].tolist() == arrays_of(train_images_path())["indices"].tolist()
+    assert parts["held_out"].tolist() == arrays_of(held_out_images_path())["indices"].tolist()
 
 
 @pytest.mark.slow

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from stored_arrays import arrays_of
 
 from emptyset.teachers import load_teacher
 
@@ -31,7 +31,7 @@ def test_a_network_of_others_reaches_its_published_accuracy(
         std=[value / 255 for value in (58.395, 57.12, 57.375)],
     )
     monkeypatch.delitem(sys.modules, "networks")
-    stored = np.load(SHARED / "data" / "cifar10" / "test.npz")
+    stored = arrays_of(SHARED / "data" / "cifar10" / "test.npz")
     pixels = torch.from_numpy(stored["images"][:1000]).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         predicted = teacher.module(teacher.input.normalise(pixels)).argmax(1)
